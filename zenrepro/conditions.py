@@ -1,0 +1,97 @@
+"""Conditions: under what a number was stated or measured. One canonical form for both.
+
+Claims and records use the same keys, types and values, so that they can be compared. A new key
+enters here, with a test.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from zenrepro.errors import InputError
+
+FORMATS = ("fp64", "fp32", "fp16", "bf16", "fp8_e4m3", "int8", "int4", "nf4")
+PHASES = ("prefill", "decode")
+OPS = (
+    "attention", "mla_prefill", "mla_decode", "moe_route", "moe_dispatch", "moe_combine",
+    "moe_layer", "gemm_w4a16", "gemm_w8a16", "gemm_w8a8", "decode_step", "prefill", "serve",
+    "speculate", "copy", "read", "matmul", "idle",
+)  # fmt: skip
+QUANTITIES = (
+    "time", "throughput", "latency", "bandwidth", "flop_rate", "traffic", "memory", "size",
+    "count", "energy_per_token", "power", "utilisation", "share", "ratio", "error", "quality",
+    "acceptance", "spec",
+)  # fmt: skip
+
+_INT = (
+    "batch", "seq_len", "cache_len", "query_len", "heads", "kv_heads", "head_dim", "value_dim",
+    "tokens", "experts", "top_k", "hidden", "intermediate", "m", "n", "k", "group_size", "gamma",
+    "chips",
+)  # fmt: skip
+_FLOAT = ("skew",)
+_BOOL = ("causal", "overlap")
+_ENUM: dict[str, tuple[str, ...]] = {
+    "op": OPS,
+    "phase": PHASES,
+    "dtype": FORMATS,
+    "format": FORMATS,
+}
+_STR = (
+    "model", "platform", "policy", "batching", "workload", "task", "draft_model",
+    "acceptance_source", "weights", "parallelism", "power_mode",
+)  # fmt: skip
+_LIST = ("optimisations",)
+KEYS: tuple[str, ...] = tuple(sorted((*_INT, *_FLOAT, *_BOOL, *_ENUM, *_STR, *_LIST)))
+
+Value = int | float | bool | str | tuple[str, ...]
+Conditions = dict[str, Value]
+
+
+def canonical(given: Mapping[str, Any], place: str = "conditions") -> Conditions:
+    """Return the conditions typed, complete and in key order.
+
+    Decode tokens are filled in from batch x query_len where both are given and must agree where
+    stated. Raises InputError naming ``place`` and the key for unknown keys, wrong types, unknown
+    values and sizes that are not positive whole numbers.
+    """
+    out: Conditions = {}
+    for key in sorted(given):
+        out[key] = _typed(key, given[key], place)
+    if out.get("phase") == "decode" and "batch" in out and "query_len" in out:
+        tokens = int(out["batch"]) * int(out["query_len"])  # type: ignore[arg-type]
+        if out.setdefault("tokens", tokens) != tokens:
+            raise InputError(
+                f"{place}: tokens is {out['tokens']}, but batch x query_len is {tokens}; "
+                "in decode they are the same"
+            )
+        out = {key: out[key] for key in sorted(out)}
+    return out
+
+
+def _typed(key: str, value: Any, place: str) -> Value:
+    if key in _INT:
+        if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
+            raise InputError(f"{place}: {key} wants a positive whole number, got {value!r}")
+        return value
+    if key in _FLOAT:
+        if isinstance(value, bool) or not isinstance(value, int | float) or value != value:
+            raise InputError(f"{place}: {key} wants a number, got {value!r}")
+        return float(value)
+    if key in _BOOL:
+        if not isinstance(value, bool):
+            raise InputError(f"{place}: {key} wants true or false, got {value!r}")
+        return value
+    if key in _ENUM:
+        if value not in _ENUM[key]:
+            raise InputError(f"{place}: {key} wants one of {', '.join(_ENUM[key])}, got {value!r}")
+        return str(value)
+    if key in _STR:
+        if not isinstance(value, str) or not value:
+            raise InputError(f"{place}: {key} wants a non-empty text, got {value!r}")
+        return value
+    if key in _LIST:
+        if not isinstance(value, list | tuple) or not all(isinstance(v, str) for v in value):
+            raise InputError(f"{place}: {key} wants a list of texts, got {value!r}")
+        return tuple(sorted(set(value)))
+    raise InputError(f"{place}: unknown condition {key!r}; known: {', '.join(KEYS)}")

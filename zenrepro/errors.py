@@ -1,0 +1,8 @@
+"""The one error that users see as a single line."""
+
+
+class InputError(Exception):
+    """Bad input or usage: the message is one line that names the thing, the place and the mend.
+
+    The command line prints the message without a traceback and exits with status 2.
+    """
