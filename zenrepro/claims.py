@@ -21,9 +21,7 @@ from zenrepro.units import unit
 
 SCHEMA = 1
 
-KindName = Literal[
-    "scalar", "interval", "ratio", "share", "formula", "trend", "categorical"
-]
+KindName = Literal["scalar", "interval", "ratio", "share", "formula", "trend", "categorical"]
 Relation = Literal["=", "≈", "≤", "≥"]
 
 # How a derived number (kind ratio or share) follows from `of` (a) and `baseline` (b).
@@ -41,7 +39,11 @@ DERIVATIONS: dict[str, str] = {
 
 
 class Where(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """The place in the report. ``line`` counts from 1 in the report's source."""
+    """The place in the report. ``line`` counts from 1 in the report's source.
+
+    ``tokens`` are the number tokens of that line that the claim accounts for (``completeness``);
+    left out, they are ``printed`` alone.
+    """
 
     part: Literal["abstract", "text", "table", "formula", "listing", "conclusion", "title"]
     line: int
@@ -49,6 +51,7 @@ class Where(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     table: str | None = None
     row: str | None = None
     column: str | None = None
+    tokens: list[str] | None = None
 
 
 class Symbol(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -62,7 +65,8 @@ class Symbol(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
 
 class Formula(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """``left relation right`` over ``symbols``, as arithmetic with + - * / **, log2, sqrt, min, max.
+    """``left relation right`` over ``symbols``, as arithmetic with + - * / **, log2, sqrt, min
+    and max.
 
     ``increases_with`` and ``decreases_with`` hold what the sentence around the formula says of
     ``left``. Empty sides mean a formula that is only tried by the numerical experiment that the
@@ -91,6 +95,7 @@ class Reading(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     of: list[str] | None = None
     baseline: str | None = None
     conditions: dict[str, Any] = {}
+    formula: Formula | None = None
 
 
 class Claim(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -136,11 +141,14 @@ class Claim(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
 
 
 class NotAClaim(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """A number of the report's source that states nothing: layout, a citation, an identifier."""
+    """A number of the report's source that states nothing by itself.
+
+    ``condition``: what it says is in the typed conditions of the claims around it.
+    """
 
     line: int
     token: str
-    reason: Literal["layout", "citation", "identifier", "date", "code", "math"]
+    reason: Literal["layout", "citation", "identifier", "date", "code", "math", "condition"]
     count: int = 1
 
 
@@ -154,6 +162,34 @@ class Report(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     authors: str | None = None
 
 
+class Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """One part of a model's weights, as the report divides them. The parts are disjoint and make up
+    the whole model.
+
+    ``read``: what of it one step must read. ``always``: all of it, whatever the tokens.
+    ``sparse``: what the tokens are routed to, so any share above zero. ``gather``: rows that are
+    looked up, one a token. ``model``: the one model that has it, None for all.
+    """
+
+    name: str
+    read: Literal["always", "sparse", "gather"]
+    model: str | None = None
+    note: str | None = None
+
+
+class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Which format stores which part. Claims name it in the condition ``policy``.
+
+    ``parts`` maps part names to formats (``conditions.FORMATS``); ``group_size`` is the number of
+    weights that share a scale in the formats that have scales (None: unstated).
+    """
+
+    name: str
+    parts: dict[str, str]
+    group_size: int | None = None
+    note: str | None = None
+
+
 class Publication(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     """The content of one file of claims."""
 
@@ -161,6 +197,8 @@ class Publication(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     report: Report
     claims: list[Claim]
     not_claims: list[NotAClaim] = []
+    parts: list[Part] = []
+    policies: list[Policy] = []
 
     def by_id(self) -> dict[str, Claim]:
         """Claims by their id."""
@@ -175,7 +213,7 @@ def load(path: Path) -> Publication:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from None
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:
-        raw = yaml.load(text, Loader=loader)  # noqa: S506  (a safe loader, by name)
+        raw = yaml.load(text, Loader=loader)
     except yaml.YAMLError as error:
         raise InputError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
     return parse(raw, str(path))
@@ -190,6 +228,7 @@ def parse(raw: Any, place: str) -> Publication:
         publication = msgspec.convert(raw, Publication)
     except msgspec.ValidationError as error:
         raise InputError(f"{place}: {error}{_named(raw, str(error))}") from None
+    _check_policies(publication, place)
     seen: set[str] = set()
     for claim in publication.claims:
         if claim.id in seen:
@@ -197,6 +236,33 @@ def parse(raw: Any, place: str) -> Publication:
         seen.add(claim.id)
     publication.claims = [_checked(claim, seen, place) for claim in publication.claims]
     return publication
+
+
+def _check_policies(publication: Publication, place: str) -> None:
+    parts = [part.name for part in publication.parts]
+    names = [policy.name for policy in publication.policies]
+    for kind, given in (("part", parts), ("policy", names)):
+        for name in given:
+            if given.count(name) > 1:
+                raise InputError(f"{place}: {kind} {name!r} is described twice")
+    for policy in publication.policies:
+        for part, stored in policy.parts.items():
+            if part not in parts:
+                raise InputError(
+                    f"{place}: policy {policy.name!r} stores part {part!r}, which `parts` lacks"
+                )
+            if stored not in conditions_module.FORMATS:
+                raise InputError(
+                    f"{place}: policy {policy.name!r} stores {part!r} in unknown format "
+                    f"{stored!r}; known: {', '.join(conditions_module.FORMATS)}"
+                )
+    for claim in publication.claims if names else ():
+        for stated in (claim.conditions, *(reading.conditions for reading in claim.readings)):
+            if "policy" in stated and stated["policy"] not in names:
+                raise InputError(
+                    f"{place}: claim {claim.id!r} names policy {stated['policy']!r}, which "
+                    f"`policies` lacks; described: {', '.join(names)}"
+                )
 
 
 def _named(raw: dict[str, Any], message: str) -> str:
@@ -220,8 +286,9 @@ def _checked(claim: Claim, ids: set[str], place: str) -> Claim:
         unit(claim.unit)
         for reading in claim.readings:
             unit(reading.unit or claim.unit)
-        for symbol in claim.formula.symbols.values() if claim.formula else ():
-            unit(symbol.unit)
+        for formula in (claim.formula, *(reading.formula for reading in claim.readings)):
+            for symbol in formula.symbols.values() if formula else ():
+                unit(symbol.unit)
         value = printed_module.parse(claim.printed)[0] if claim.printed is not None else None
     except InputError as error:
         raise InputError(f"{where}: {error}") from None

@@ -24,6 +24,44 @@ QUANTITIES = (
     "acceptance", "spec",
 )  # fmt: skip
 
+# What the metrics of scalar claims mean. Rules join on quantity and metric, so a claim that uses
+# another metric is carried and printed, but no rule reads it.
+METRICS: dict[str, dict[str, str]] = {
+    "throughput": {"rate": "tokens a second of the whole system"},
+    "latency": {"tpot": "time between two tokens of one sequence", "ttft": "time to first token"},
+    "energy_per_token": {"rate": "tokens a joule, or joules a token: the unit tells"},
+    "power": {
+        "tdp": "design power of the hardware", "draw": "power drawn while running",
+        "limit": "power budget that the run was given",
+    },
+    "memory": {
+        "capacity": "memory of the hardware", "peak": "memory in use while running",
+        "working": "what an algorithm holds beyond inputs and outputs",
+    },
+    "size": {"weights": "the stored weights"},
+    "bandwidth": {"peak": "memory bandwidth that the hardware states"},
+    "flop_rate": {"dense": "stated matrix rate", "sparse": "the same, 2:4 sparse"},
+    "utilisation": {"bandwidth": "share of peak bandwidth", "compute": "share of peak matrix rate"},
+    "quality": {"mmlu": "MMLU accuracy", "gsm8k": "GSM8K accuracy", "accuracy": "any accuracy"},
+    "acceptance": {"rate": "share of drafted tokens that the verifier accepts"},
+    "traffic": {"device": "accesses to device memory"},
+    "error": {"squared": "squared error of the weights", "bound": "a bound on it"},
+    "count": {
+        "parameters": "weights of a model", "chips": "devices in use", "cores": "cores of a chip",
+        "batch": "sequences at a time", "seq_len": "tokens of a sequence",
+        "top_k": "experts a token",
+        "gamma": "drafted tokens a step", "group_size": "weights that share a scale",
+        "bits": "bits of a weight", "flops": "floating-point operations",
+        "launches": "kernels launched", "platforms": "anything else that is counted",
+    },
+    "spec": {
+        "form_factor": "how it is packaged", "memory_type": "kind of memory",
+        "architecture": "family of the chip", "existence": "the product's name",
+        "format": "number format that is used", "support": "what is supported",
+        "bound_by": "the resource that limits", "mechanism": "how something is done",
+    },
+}  # fmt: skip
+
 _INT = (
     "batch", "seq_len", "cache_len", "query_len", "heads", "kv_heads", "head_dim", "value_dim",
     "tokens", "experts", "top_k", "hidden", "intermediate", "m", "n", "k", "group_size", "gamma",

@@ -22,7 +22,7 @@ class Dimension(NamedTuple):
     FLOP: int = 0
     token: int = 0
     parameter: int = 0
-    count: int = 0
+    count: int = 0  # type: ignore[assignment]
 
     def __mul__(self, other: object) -> Dimension:  # type: ignore[override]
         if not isinstance(other, Dimension):
@@ -92,6 +92,7 @@ def _table() -> dict[str, Unit]:
         ("GFLOP/token", 1e9, flop / token, "GFLOP/token"),
         ("token", 1.0, token, "token"),
         ("token/s", 1.0, token / s, "token/s"),
+        ("token/s/chip", 1.0, token / s / count, "token/s/chip"),
         ("token/J", 1.0, token / j, "token/J"),
         ("J/token", 1.0, j / token, "J/token"),
         ("ms/token", 1e-3, s / token, "ms/token"),
