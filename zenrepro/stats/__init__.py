@@ -1,0 +1,9 @@
+"""Statistics of raw samples: medians, distribution-free intervals, comparison of two sets.
+
+Numbers in, numbers out: nothing here knows records or claims.
+"""
+
+from zenrepro.stats.intervals import Summary, ratio, summarise
+from zenrepro.stats.significance import Comparison, compare
+
+__all__ = ["Comparison", "Summary", "compare", "ratio", "summarise"]
