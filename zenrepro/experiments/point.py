@@ -1,0 +1,109 @@
+"""What an experiment hands to its session: parameters, points of work, and their results."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, Protocol
+
+import msgspec
+
+from zenrepro.records import Environment, Kind, Origin, Status, Work
+
+SCALES = ("smoke", "small", "full")
+
+# The unit of a record that has no samples; a measured one has its result's unit.
+UNITS: dict[str, str] = {
+    "time": "s", "latency": "s", "throughput": "token/s", "bandwidth": "B/s",
+    "flop_rate": "FLOP/s", "traffic": "B", "memory": "B", "size": "B", "count": "count",
+    "energy_per_token": "J/token", "power": "W", "utilisation": "%", "share": "%", "ratio": "x",
+}  # fmt: skip
+
+
+class Parameters(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What every experiment can be told; an experiment's own ``Parameters`` derives from this.
+
+    ``device`` None is the backend's best device; ``scale`` None is ``full`` on a GPU with at
+    least 80 GB and ``small`` elsewhere. A session holds the resolved values, never None.
+    """
+
+    backend: Literal["torch", "jax", "mlx"] = "torch"
+    device: str | None = None
+    scale: Literal["smoke", "small", "full"] | None = None
+    seed: int = 0
+
+
+class _Sampled(Protocol):
+    """What of ``measure.Sampled`` a result takes over."""
+
+    seconds: list[float]
+    method: str
+    flags: list[str]
+    status: Status
+    reason: str | None
+    state: Environment
+
+
+class Result(msgspec.Struct, kw_only=True):
+    """One quantity that a point measured: raw samples in ``unit``, or a status with its reason."""
+
+    quantity: str
+    metric: str
+    unit: str
+    samples: list[float] = []
+    status: Status = Status.OK
+    reason: str | None = None
+    kind: Kind = Kind.MEASURED
+    work: Work | None = None
+    method: str | None = None
+    flags: list[str] = []
+    state: Environment | None = None
+    """Clocks, throttling and other load while it was measured; None keeps the session's."""
+
+    @classmethod
+    def of(
+        cls,
+        sampled: _Sampled,
+        quantity: str,
+        metric: str,
+        unit: str,
+        value: Callable[[float], float] = float,
+        work: Work | None = None,
+    ) -> Result:
+        """A result from timed samples: each is ``value(seconds)`` in ``unit``.
+
+        Status, reason, flags and state are those of the samples; without a value there are none.
+        """
+        kept = sampled.status in (Status.OK, Status.DISTURBED)
+        return cls(
+            quantity=quantity,
+            metric=metric,
+            unit=unit,
+            samples=[value(s) for s in sampled.seconds] if kept else [],
+            status=sampled.status,
+            reason=sampled.reason,
+            work=work,
+            method=sampled.method,
+            flags=list(sampled.flags),
+            state=sampled.state,
+        )
+
+
+class Point(msgspec.Struct, kw_only=True):
+    """One unit of resumable work: it yields the records ``produces`` of one implementation.
+
+    ``measure`` is called only when a record is missing or stale. ``modules``, ``rows`` and
+    ``data`` are what freshness hashes, besides the experiment's own module: the modules whose
+    import closure takes part, table rows as ``module:name``, and project-relative data files.
+    ``unavailable`` is a status and reason known without measuring.
+    """
+
+    implementation: str
+    conditions: dict[str, Any]
+    produces: Sequence[tuple[str, str]]
+    measure: Callable[[], list[Result]]
+    origin: Origin
+    modules: Sequence[str] = ()
+    rows: Sequence[str] = ()
+    data: Sequence[str] = ()
+    unavailable: tuple[Status, str] | None = None
+    baseline: str | None = None

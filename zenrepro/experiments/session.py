@@ -1,0 +1,406 @@
+"""The session behind a notebook: validates, resumes, measures, records.
+
+A notebook's first cell after its ``parameters`` cell is::
+
+    from zenrepro.experiments import attention, session
+    run = session.start("attention", globals())
+
+and later ``run.measure(attention.points(run))``. ``points`` may read ``run.parameters``,
+``run.hardware`` and ``run.scale``; it must touch ``run.backend`` only inside a point's ``measure``,
+because a missing framework leaves a session without a backend whose points become records with
+the reason.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from zenrepro import backends, params, paths, sources
+from zenrepro import hardware as hardware_module
+from zenrepro.conditions import canonical
+from zenrepro.experiments import drafts, events, freshness, provenance
+from zenrepro.experiments.durations import Durations
+from zenrepro.experiments.point import UNITS, Parameters, Point, Result
+from zenrepro.experiments.progress import Progress
+from zenrepro.experiments.table import Table
+from zenrepro.paths import Project
+from zenrepro.records import Environment, Inputs, Kind, Record, Status, check
+from zenrepro.results.store import Store
+
+if TYPE_CHECKING:
+    from zenrepro.backends import Backend
+    from zenrepro.hardware import Hardware
+
+__all__ = ["Parameters", "Point", "Result", "Session", "start"]
+
+FULL_SCALE_BYTES = 80e9
+
+
+def start(experiment: str, given: Mapping[str, Any], project: Project | None = None) -> Session:
+    """Validate the parameters, probe the hardware and open the backend.
+
+    ``given`` is the notebook's ``globals()`` or a mapping of parameters. Raises InputError for an
+    unknown experiment, an unknown or ill-typed parameter, or a device that is not there. A missing
+    framework raises nothing: the session then has ``backend`` None and a reason.
+    """
+    project = project or paths.find()
+    notebook = project.notebook(experiment)
+    if str(project.root) not in sys.path:
+        sys.path.insert(0, str(project.root))
+    module = importlib.import_module(project.experiments[experiment].module)
+    values = _parameters(experiment, module, notebook, given)
+    backend: Backend | None = None
+    missing: str | None = None
+    try:
+        backend = backends.open(values.backend, values.device)
+    except backends.Unavailable as error:
+        missing = " ".join(str(error).split())
+    device = backend.device if backend is not None else values.device
+    hardware = hardware_module.probe(values.backend, device, project)
+    resolved = msgspec.structs.replace(
+        values, device=hardware.device, scale=values.scale or default_scale(hardware)
+    )
+    return Session(experiment, module, project, resolved, hardware, backend, missing)
+
+
+def default_scale(hardware: Hardware) -> str:
+    """``full`` on a GPU with at least 80 GB (one sold as 80 GB counts), else ``small``."""
+    memory = hardware.device_class.memory_bytes
+    gpu = hardware.device.startswith(("cuda", "gpu"))
+    return "full" if gpu and memory is not None and memory >= FULL_SCALE_BYTES else "small"
+
+
+class Session:
+    """One experiment on one backend and device: resumes, measures, records.
+
+    ``backend`` is None where its framework is missing; ``missing`` then holds the reason.
+    ``scale`` and ``seed`` repeat the parameters for brevity.
+    """
+
+    def __init__(
+        self,
+        experiment: str,
+        module: ModuleType,
+        project: Project,
+        parameters: Any,
+        hardware: Hardware,
+        backend: Backend | None,
+        missing: str | None,
+    ) -> None:
+        self.experiment = experiment
+        self.module = module
+        self.project = project
+        self.parameters = parameters
+        self.scale: str = parameters.scale
+        self.seed: int = parameters.seed
+        self.hardware = hardware
+        self.missing = missing
+        self._backend = backend
+        self._environment = _environment(hardware, backend)
+        self._commit = provenance.commit(project)
+        self._stores = drafts.stores(project, None)
+        self._durations = Durations(project, experiment, parameters.backend, hardware.machine)
+        self._seen: dict[tuple[Any, ...], Record] = {}
+        self._hashed: dict[tuple[tuple[str, ...], ...], Inputs] = {}
+        self._force = os.environ.get("ZENREPRO_FORCE") == "1"
+        self._run_started = os.environ.get("ZENREPRO_RUN_STARTED", "")
+        self.progress = Progress()
+        self.progress.emit(
+            events.Opened(
+                experiment=experiment,
+                backend=parameters.backend,
+                device=hardware.device,
+                machine=hardware.machine,
+                scale=self.scale,
+                missing=missing,
+            )
+        )
+
+    @property
+    def backend(self) -> Backend:
+        """The open backend. Raises RuntimeError with the reason where there is none."""
+        if self._backend is None:
+            raise RuntimeError(f"backend {self.parameters.backend} is not here: {self.missing}")
+        return self._backend
+
+    def plan(self, points: Iterable[Point]) -> list[tuple[Point, str | None]]:
+        """Each point with why it must be measured, or None where its records are fresh.
+
+        Raises ValueError when two points would write the same record.
+        """
+        stored = {r.identity(): r for store in self._stores for r in self._load(store)}
+        planned: list[tuple[Point, str | None]] = []
+        taken: set[tuple[Any, ...]] = set()
+        for point in points:
+            shells = self._shells(point)
+            for shell in shells:
+                if shell.identity() in taken:
+                    raise ValueError(
+                        f"two points write {shell.quantity}/{shell.metric} of "
+                        f"{point.implementation} under {shell.conditions}"
+                    )
+                taken.add(shell.identity())
+            found = [stored.get(shell.identity()) for shell in shells]
+            self._seen |= {r.identity(): r for r in found if r is not None}
+            planned.append((point, self._why(point, shells, found)))
+        return planned
+
+    def measure(self, points: Iterable[Point]) -> list[Record]:
+        """Measure what is missing or stale; return the records of all points, in their order.
+
+        Every point's records are stored before the next point starts. A point that raises becomes
+        ``failed`` records, and the next one is measured; KeyboardInterrupt stops at once.
+        """
+        edited = drafts.edited(
+            self.project,
+            self.project.notebook(self.experiment),
+            set(self.parameters.__struct_fields__),
+        )
+        self._stores = drafts.stores(self.project, edited)
+        planned = self.plan(points)
+        for point, why in planned:
+            if why is not None and self._reason(point) is not None:
+                self._store(self._not_attempted(point))
+        todo = [point for point, why in planned if why and self._reason(point) is None]
+        self._announce(planned, todo, edited)
+        if todo:
+            with self._device() as waited:
+                if waited:  # the run before may have measured some of these
+                    again = {id(point): why for point, why in self.plan(todo)}
+                    todo = [point for point in todo if again[id(point)]]
+                for index, point in enumerate(todo):
+                    self._measure(point, index, len(todo))
+        records = [self._seen[shell.identity()] for p, _ in planned for shell in self._shells(p)]
+        self.progress.emit(events.Done.of(records))
+        return records
+
+    def records(self) -> list[Record]:
+        """The records that this session measured or found fresh."""
+        return list(self._seen.values())
+
+    def table(self) -> Table:
+        """The session's records as a table, for a notebook's cell."""
+        return Table(self.records())
+
+    # -- one point ---------------------------------------------------------------------------
+
+    def _measure(self, point: Point, index: int, total: int) -> None:
+        shells = self._shells(point)
+        key = self._durations.key(point, self.scale)
+        self.progress.emit(
+            events.Measuring(
+                index=index,
+                total=total,
+                name=events.name(point.implementation, shells[0].conditions),
+                estimate_s=self._durations.estimate(key),
+                if_it_dies=shells,
+            )
+        )
+        began = time.perf_counter()
+        try:
+            records = self._fill(shells, point.measure())
+        except Exception as error:  # noqa: BLE001  (recorded with its reason; the others go on)
+            records = self._failed(shells, error)
+        self._store(records)
+        seconds = time.perf_counter() - began
+        self._durations.put(key, seconds)
+        self.progress.emit(events.Measured.of(index, total, records, seconds))
+
+    def _shells(self, point: Point) -> list[Record]:
+        """What the point would write if it died now: failed records, complete but for a reason."""
+        conditions = canonical(point.conditions, f"{self.experiment}: {point.implementation}")
+        modules = (self.module.__name__, *point.modules)
+        return [
+            Record(
+                experiment=self.experiment,
+                quantity=quantity,
+                metric=metric,
+                implementation=point.implementation,
+                conditions=conditions,
+                unit=UNITS.get(quantity, "1"),
+                status=Status.FAILED,
+                kind=Kind.MEASURED,
+                origin=point.origin,
+                machine=self.hardware.machine,
+                device_class=self.hardware.device_class,
+                environment=self._environment,
+                baseline=point.baseline,
+                inputs=self._inputs(modules, tuple(point.rows), tuple(point.data)),
+                parameters=msgspec.to_builtins(self.parameters),
+                seed=self.seed,
+                commit=self._commit[0],
+                dirty=self._commit[1],
+                started=datetime.now(UTC).isoformat(timespec="milliseconds"),
+            )
+            for quantity, metric in point.produces
+        ]
+
+    def _fill(self, shells: list[Record], results: list[Result]) -> list[Record]:
+        by_name = {(result.quantity, result.metric): result for result in results}
+        unannounced = set(by_name) - {(shell.quantity, shell.metric) for shell in shells}
+        if unannounced or len(by_name) != len(results):
+            names = ", ".join("/".join(n) for n in sorted(unannounced)) or "one result twice"
+            raise ValueError(f"the point returned {names}, which its `produces` does not list")
+        records = []
+        for shell in shells:
+            result = by_name.get((shell.quantity, shell.metric))
+            if result is None:
+                reason = "the point returned no result for it"
+                records.append(msgspec.structs.replace(shell, reason=reason))
+                continue
+            environment = shell.environment
+            if result.state is not None:
+                environment = provenance.with_state(environment, result.state)
+            record = msgspec.structs.replace(
+                shell,
+                unit=result.unit,
+                samples=[float(sample) for sample in result.samples],
+                status=result.status,
+                reason=result.reason,
+                kind=result.kind,
+                work=result.work,
+                method=result.method,
+                flags=list(result.flags),
+                environment=environment,
+            )
+            records.append(check(record, f"{shell.implementation} {shell.quantity}"))
+        return records
+
+    def _failed(self, shells: list[Record], error: Exception) -> list[Record]:
+        out_of_memory = self._backend is not None and self._backend.is_out_of_memory(error)
+        status = Status.OOM if out_of_memory else Status.FAILED
+        reason = provenance.one_line(error)
+        return [msgspec.structs.replace(s, status=status, reason=reason) for s in shells]
+
+    # -- points that cannot be measured --------------------------------------------------------
+
+    def _reason(self, point: Point) -> tuple[Status, str] | None:
+        if self.missing is not None:
+            return Status.UNSUPPORTED, self.missing
+        return point.unavailable
+
+    def _not_attempted(self, point: Point) -> list[Record]:
+        status, reason = self._reason(point) or (Status.SKIPPED, "not attempted")
+        return [
+            msgspec.structs.replace(
+                shell, status=status, reason=reason, flags=[freshness.NOT_ATTEMPTED]
+            )
+            for shell in self._shells(point)
+        ]
+
+    # -- freshness ---------------------------------------------------------------------------
+
+    def _why(self, point: Point, shells: list[Record], found: list[Record | None]) -> str | None:
+        """Why the point must be measured (or its reason written), None where all is fresh."""
+        reason = self._reason(point)
+        for shell, record in zip(shells, found, strict=True):
+            if record is None:
+                return "missing"
+            if reason is not None:
+                # A framework that went missing takes no measured number away.
+                kept = self.missing is not None and record.samples
+                if not kept and (record.status, record.reason) != reason:
+                    return f"{reason[0]}: {reason[1]}"
+                continue
+            if self._run_started and (record.started or "") >= self._run_started:
+                continue  # written in this very run, before its kernel died
+            if self._force:
+                return "forced"
+            why = freshness.why_stale(record, shell)
+            if why is not None:
+                return why
+        return None
+
+    def _inputs(
+        self, modules: tuple[str, ...], rows: tuple[str, ...], data: tuple[str, ...]
+    ) -> Inputs:
+        key = (modules, rows, data)
+        if key not in self._hashed:
+            self._hashed[key] = sources.inputs(self.project, list(modules), list(rows), list(data))
+        return self._hashed[key]
+
+    def _load(self, store: Store) -> list[Record]:
+        if self.hardware.machine not in store.machines():
+            return []
+        return store.load(self.hardware.machine, self.experiment)
+
+    def _store(self, records: list[Record]) -> None:
+        self._stores[-1].put(records)
+        self._seen |= {record.identity(): record for record in records}
+
+    # -- progress and the device ---------------------------------------------------------------
+
+    def _announce(
+        self, planned: list[tuple[Point, str | None]], todo: list[Point], edited: str | None
+    ) -> None:
+        estimates = [
+            self._durations.estimate(self._durations.key(point, self.scale)) for point in todo
+        ]
+        known = [estimate for estimate in estimates if estimate is not None]
+        self.progress.emit(
+            events.Planned(
+                total=len(planned),
+                todo=len(todo),
+                estimate_s=sum(known),
+                without_estimate=len(todo) - len(known),
+                edited=edited,
+            )
+        )
+
+    @contextmanager
+    def _device(self) -> Iterator[bool]:
+        """Hold the device's lock; yields whether another run held it before."""
+        try:
+            held = hardware_module.lock(self.hardware, wait=False)
+            held.__enter__()
+            waited = False
+        except hardware_module.Busy:
+            self.progress.emit(events.Waiting(device=self.hardware.device))
+            held = hardware_module.lock(self.hardware, wait=True)
+            held.__enter__()
+            waited = True
+        try:
+            yield waited
+        finally:
+            held.__exit__(None, None, None)
+
+
+def _parameters(
+    experiment: str,
+    module: ModuleType,
+    notebook: Path,
+    given: Mapping[str, Any],
+) -> Any:
+    """The experiment's ``Parameters`` from what the notebook holds. Raises InputError."""
+    struct: type[Any] = module.Parameters
+    declared = params.of_struct(struct)
+    names = {parameter.name for parameter in declared}
+    place = f"experiment {experiment}"
+    params.agree(params.read(notebook), declared, str(notebook))
+    if "__name__" in given:  # a notebook's globals: everything else in it is the notebook's own
+        values = {name: given[name] for name in names if name in given}
+    else:
+        values = dict(given)
+    params.refuse_unknown({*values, *params.assigned(drafts.history(), names)}, declared, place)
+    return params.build(struct, params.validate(declared, values, place), place)
+
+
+def _environment(hardware: Hardware, backend: Backend | None) -> Environment:
+    if backend is None:
+        return hardware.environment
+    return msgspec.structs.replace(
+        hardware.environment,
+        packages={**hardware.environment.packages, **backend.packages()},
+        compilers={**hardware.environment.compilers, **backend.compilers()},
+    )
