@@ -179,10 +179,18 @@ class Setup:
 
     def key(self) -> str:
         """What the environment depends on; another key means: go through the steps again."""
-        parts = [self.platform.encode()]
-        for file in (self.lock, self.project / "pyproject.toml", self.project / "setup.py"):
-            parts.append(file.read_bytes())
-        return hashlib.sha256(b"\0".join(parts)).hexdigest()
+        declared = self.declared()
+        relevant = {name: declared.get(name) for name in ("build-system", "project")}
+        parts = [self.platform, json.dumps(relevant, sort_keys=True)]
+        parts += [file.read_text() for file in (self.lock, self.project / "setup.py")]
+        return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+    def declared(self) -> dict[str, Any]:
+        """What pyproject.toml says."""
+        import tomllib  # here, so that an older Python gets as far as its one line
+
+        with (self.project / "pyproject.toml").open("rb") as file:
+            return tomllib.load(file)
 
     def state(self) -> dict[str, Any]:
         """What the last finished set-up recorded; empty when there is none to trust."""
@@ -305,10 +313,7 @@ class Setup:
         """pip's arguments for ``step``, one list per attempt; the lock constrains all of them."""
         if step == "project":
             return [["--no-deps", "--no-build-isolation", "-e", str(self.project)]]
-        import tomllib
-
-        with (self.project / "pyproject.toml").open("rb") as file:
-            declared = tomllib.load(file)
+        declared = self.declared()
         locked = ["-c", str(self.lock)]
         if step == "core":
             needed = [*declared["build-system"]["requires"], *declared["project"]["dependencies"]]
