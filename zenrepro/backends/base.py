@@ -23,7 +23,7 @@ TILE_ABOVE = 2**26
 TILE = 16_777_213
 
 
-class Unavailable(Exception):  # noqa: N818  (it says a state, as InputError says a fault)
+class Unavailable(Exception):
     """A framework or a device is not there; the message is the reason, in one line."""
 
 
@@ -145,13 +145,6 @@ def draw(size: int, dtype: str, seed: int, scale: float) -> np.ndarray:
     if scale != 1.0:
         values *= np.float32(scale)
     return values
-
-
-def cpu_flush_elements() -> int:
-    """fp32 elements of a buffer twice as large as the last-level cache (64 MiB where unknown)."""
-    from zenrepro.hardware import cpu
-
-    return 2 * (cpu.last_level_cache_bytes() or 2**26) // 4
 
 
 def one_line(error: BaseException) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from zenrepro.backends.base import Array, Backend, Timing, Unavailable, one_line
-from zenrepro.backends.timing import CpuCache, by_host_clock, enough
+from zenrepro.backends.timing import enough, on_cpu
 from zenrepro.hardware import nvidia
 
 # Samples queued on the GPU between two waits: enough that it never idles, few enough to stop in
@@ -94,14 +94,10 @@ class TorchBackend(Backend):
         with self.torch.inference_mode():
             if self.kind == "cuda":
                 return self._time_cuda(call, samples, warmup, cold, budget_s)
-            cache = CpuCache() if cold else None
-            seconds = by_host_clock(
-                call, lambda _: None, cache.flush if cache else None,
-                samples=samples, warmup=warmup, budget_s=budget_s,
-            )  # fmt: skip
-        caches = f"caches emptied by a {cache.mebibytes} MiB buffer" if cache else "warm caches"
-        threads = self.torch.get_num_threads()
-        return Timing(seconds, f"host clock around the call; {caches}; {threads} threads")
+            seconds, how = on_cpu(
+                call, lambda _: None, samples=samples, warmup=warmup, cold=cold, budget_s=budget_s
+            )
+        return Timing(seconds, f"{how}; {self.torch.get_num_threads()} threads")
 
     def _time_cuda(
         self, call: Callable[[], Any], samples: int, warmup: int, cold: bool, budget_s: float | None
