@@ -270,10 +270,9 @@ class Setup:
         self.venv.mkdir(parents=True, exist_ok=True)
         marker.write_text("venv")
         base = getattr(sys, "_base_executable", "") or sys.executable
-        command = [base, "-I", "-m", "venv", str(self.venv)]
-        if self.platform.endswith("-jetson"):
-            # NVIDIA builds torch for Jetson into the system's Python only.
-            command.append("--system-site-packages")
+        # NVIDIA builds torch for Jetson into the system's Python only.
+        jetson = ["--system-site-packages"] if self.platform.endswith("-jetson") else []
+        command = [base, "-I", "-m", "venv", *jetson, str(self.venv)]
         start = self._log_size()
         if self.run(command, self.log, keep_open) != 0:
             raise SetupError(f"python -m venv failed: {pip_reason(self.log, start)}")
