@@ -343,7 +343,7 @@ def locked_version(lock: Path, name: str) -> str:
     for line in lock.read_text().splitlines():
         if line.startswith(name + "=="):
             return line.split("==", 1)[1].split()[0]
-    raise SetupError(f"{lock} pins no {name}: make the lock again (docs/decisions/locks.md)")
+    raise SetupError(f"{lock} pins no {name}: make the lock again (docs/decisions/setup.md)")
 
 
 @contextlib.contextmanager
