@@ -82,9 +82,10 @@ class Formula(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
 
 
 class Reading(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """One thing that the words may mean: the fields that it sets replace the claim's own.
+    """One more thing that the words may mean, besides the claim as it is written: the fields that it
+    sets replace the claim's own. ``conditions`` are merged over the claim's.
 
-    ``conditions`` are merged over the claim's.
+    A derived number that names its operands only in its readings means one of those.
     """
 
     text: str
@@ -143,12 +144,15 @@ class Claim(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
 class NotAClaim(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """A number of the report's source that states nothing by itself.
 
-    ``condition``: what it says is in the typed conditions of the claims around it.
+    ``condition``: what it says is in the typed conditions of the claims around it. ``wording``: it
+    counts nothing that was measured or chosen ("three limits", "all operations").
     """
 
     line: int
     token: str
-    reason: Literal["layout", "citation", "identifier", "date", "code", "math", "condition"]
+    reason: Literal[
+        "layout", "citation", "identifier", "date", "code", "math", "condition", "wording"
+    ]
     count: int = 1
 
 

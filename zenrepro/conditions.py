@@ -45,7 +45,7 @@ METRICS: dict[str, dict[str, str]] = {
     "quality": {"mmlu": "MMLU accuracy", "gsm8k": "GSM8K accuracy", "accuracy": "any accuracy"},
     "acceptance": {"rate": "share of drafted tokens that the verifier accepts"},
     "traffic": {"device": "accesses to device memory"},
-    "error": {"squared": "squared error of the weights", "bound": "a bound on it"},
+    "error": {"squared": "squared error of the weights", "absolute": "largest difference from the exact result"},
     "count": {
         "parameters": "weights of a model", "chips": "devices in use", "cores": "cores of a chip",
         "batch": "sequences at a time", "seq_len": "tokens of a sequence",
@@ -59,6 +59,7 @@ METRICS: dict[str, dict[str, str]] = {
         "architecture": "family of the chip", "existence": "the product's name",
         "format": "number format that is used", "support": "what is supported",
         "bound_by": "the resource that limits", "mechanism": "how something is done",
+        "definition": "what something is defined as",
     },
 }  # fmt: skip
 
