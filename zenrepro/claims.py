@@ -82,8 +82,8 @@ class Formula(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
 
 
 class Reading(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """One more thing that the words may mean, besides the claim as it is written: the fields that it
-    sets replace the claim's own. ``conditions`` are merged over the claim's.
+    """One more thing that the words may mean, besides the claim as it is written: the fields that
+    it sets replace the claim's own. ``conditions`` are merged over the claim's.
 
     A derived number that names its operands only in its readings means one of those.
     """
@@ -217,7 +217,7 @@ def load(path: Path) -> Publication:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from None
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:
-        raw = yaml.load(text, Loader=loader)
+        raw = yaml.load(text, Loader=loader)  # noqa: S506  (a safe loader, by name)
     except yaml.YAMLError as error:
         raise InputError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
     return parse(raw, str(path))

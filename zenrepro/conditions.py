@@ -45,7 +45,7 @@ METRICS: dict[str, dict[str, str]] = {
     "quality": {"mmlu": "MMLU accuracy", "gsm8k": "GSM8K accuracy", "accuracy": "any accuracy"},
     "acceptance": {"rate": "share of drafted tokens that the verifier accepts"},
     "traffic": {"device": "accesses to device memory"},
-    "error": {"squared": "squared error of the weights", "absolute": "largest difference from the exact result"},
+    "error": {"squared": "squared error of the weights", "absolute": "off the exact result"},
     "count": {
         "parameters": "weights of a model", "chips": "devices in use", "cores": "cores of a chip",
         "batch": "sequences at a time", "seq_len": "tokens of a sequence",
