@@ -1,0 +1,297 @@
+"""Page 1 and the appendices: counts of verdicts, the first findings, machines, records."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+from zenrepro import stats
+from zenrepro.claims import Claim
+from zenrepro.records import Record, Status
+from zenrepro.report import wording
+from zenrepro.report.evidence import (
+    MEASUREMENT_VERDICTS,
+    Evidence,
+    FindingEntry,
+    Machine,
+    RecordEntry,
+)
+from zenrepro.report.numbers import Missing, Number
+
+TOP_FINDINGS = 7
+
+_STATUS_CODES = {
+    Status.FAILED: "f",
+    Status.UNSUPPORTED: "u",
+    Status.OOM: "o",
+    Status.SKIPPED: "s",
+    Status.DISTURBED: "d",
+}
+
+
+@dataclass(frozen=True)
+class ClaimInWords:
+    """A claim as findings name it."""
+
+    id: str
+    words: str
+    printed: str
+    line: int
+
+
+@dataclass(frozen=True)
+class PrintedFinding:
+    """A finding with its claims in words. ``subject`` names them in a phrase."""
+
+    number: int
+    key: str
+    finding: Any
+    claims: list[ClaimInWords]
+    against: list[ClaimInWords]
+    subject: str
+
+
+@dataclass(frozen=True)
+class MeasurementCounts:
+    """How many claims have each verdict on one machine, in the order of MEASUREMENT_VERDICTS."""
+
+    machine: str
+    title: str
+    counts: list[int]
+
+
+@dataclass(frozen=True)
+class PrintedMachine:
+    """A machine in the appendix: (name, value) pairs of what is known, and what is not."""
+
+    name: str
+    key: str
+    title: str
+    facts: list[tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class SampleSummary:
+    """What the raw samples of a record say."""
+
+    median: Number
+    low: Number
+    high: Number
+    least: Number
+    most: Number
+    n: int
+
+
+@dataclass(frozen=True)
+class PrintedRecord:
+    """A line of the record appendix: a summary, or a reason why there is none."""
+
+    number: int
+    key: str
+    quantity: str
+    unit: str
+    remark: str
+    summary: SampleSummary | None
+    missing: Missing | None
+    record: Record
+
+
+@dataclass(frozen=True)
+class RecordGroup:
+    """Records of one implementation under one set of conditions."""
+
+    experiment: str
+    implementation: str
+    conditions: str
+    rows: list[PrintedRecord]
+
+
+def claim_in_words(claim: Claim) -> ClaimInWords:
+    """How a list of findings names a claim."""
+    printed = claim.printed or ""
+    if printed and claim.unit == "x":
+        printed += "×"
+    elif printed and claim.unit not in ("1", "count"):
+        printed += f" {claim.unit}"
+    return ClaimInWords(claim.id, wording.describe(claim), printed, claim.where.line)
+
+
+def findings(evidence: Evidence) -> list[PrintedFinding]:
+    """All findings, in print order."""
+    return [_finding(evidence, entry) for entry in evidence.findings]
+
+
+def _finding(evidence: Evidence, entry: FindingEntry) -> PrintedFinding:
+    claims = evidence.claims
+    named = [claim_in_words(claims[name]) for name in entry.finding.claims]
+    words = [f"{c.words} ({c.printed})" if c.printed else c.words for c in named[:2]]
+    more = f" and {len(named) - 2} more" if len(named) > 2 else ""
+    return PrintedFinding(
+        number=entry.number,
+        key=entry.key,
+        finding=entry.finding,
+        claims=named,
+        against=[claim_in_words(claims[name]) for name in entry.finding.against],
+        subject="; ".join(words) + more,
+    )
+
+
+def top(evidence: Evidence, limit: int = TOP_FINDINGS) -> list[PrintedFinding]:
+    """The findings for page 1: errors before notes, and no rule twice before every rule once."""
+    chosen: list[FindingEntry] = []
+    errors = [e for e in evidence.findings if e.finding.severity == "error"]
+    for pool in (errors, [e for e in evidence.findings if e not in errors]):
+        times = Counter[str]()
+        ranked = []
+        for entry in pool:
+            ranked.append((times[entry.finding.rule], entry.number, entry))
+            times[entry.finding.rule] += 1
+        chosen += [entry for _, _, entry in sorted(ranked, key=lambda item: item[:2])]
+    return [_finding(evidence, e) for e in sorted(chosen[:limit], key=lambda e: e.number)]
+
+
+def measurement_counts(evidence: Evidence) -> list[MeasurementCounts]:
+    """Per machine, claims by measurement verdict; claims without a verdict count as not run."""
+    total = len(evidence.publication.claims)
+    out = []
+    for machine in evidence.machines:
+        counted = Counter(m.verdict for m in evidence.measurements if m.machine == machine.name)
+        rest = total - sum(counted[v] for v in MEASUREMENT_VERDICTS[:-1])
+        counts = [counted[v] for v in MEASUREMENT_VERDICTS[:-1]]
+        out.append(MeasurementCounts(machine.name, machine.title, [*counts, rest]))
+    return out
+
+
+def machines(evidence: Evidence) -> list[PrintedMachine]:
+    """What is known of every machine, and of the software that its records came from."""
+    return [
+        PrintedMachine(m.name, f"machine-{i}", m.title, list(_facts(m)))
+        for i, m in enumerate(evidence.machines, start=1)
+    ]
+
+
+def _facts(machine: Machine) -> Iterator[tuple[str, str]]:
+    device = machine.device_class
+    yield "Machine", machine.name
+    devices = f"{device.count} × {device.model}" if device.count > 1 else device.model
+    yield "Device", devices + (f", {device.form_factor}" if device.form_factor else "")
+    yield "Memory", _memory(device.memory_bytes)
+    environments = [record.environment for record in machine.records]
+    for name, field in (
+        ("Operating system", "os"),
+        ("Python", "python"),
+        ("Driver", "driver"),
+        ("Runtime", "runtime"),
+    ):
+        yield name, _distinct(getattr(e, field) for e in environments)
+    yield "Power limit", _distinct(
+        f"{e.power_limit_w:g} W" if e.power_limit_w is not None else None for e in environments
+    )
+    yield "Idle power", _range([e.idle_power_w for e in environments], "W")
+    for clock in sorted({name for e in environments for name in e.clocks_mhz}):
+        yield (
+            f"Clock ({clock.replace('_', ' ')})",
+            _range([e.clocks_mhz.get(clock) for e in environments], "MHz"),
+        )
+    yield "Temperature", _range([e.temperature_c for e in environments], "°C")
+    throttles = sorted({reason for e in environments for reason in e.throttle_reasons})
+    yield "Throttling seen", ", ".join(throttles) or "none reported"
+    yield "Other load", _distinct(e.other_load for e in environments)
+    packages: dict[str, set[str]] = {}
+    for e in environments:
+        for package, version in (*e.packages.items(), *e.compilers.items()):
+            packages.setdefault(package, set()).add(version)
+    listed = (f"{name} {' and '.join(sorted(versions))}" for name, versions in packages.items())
+    yield "Software", ", ".join(sorted(listed)) or "unknown"
+    flags = Counter(flag for record in machine.records for flag in record.flags)
+    yield "Flags", ", ".join(f"{flag} ({n} records)" for flag, n in sorted(flags.items())) or "none"
+    commits = sorted({r.commit for r in machine.records if r.commit})
+    yield "Code", ", ".join(c[:12] for c in commits) or "commit unknown (source hashes are kept)"
+    statuses = Counter(str(record.status) for record in machine.records)
+    yield "Records", ", ".join(f"{n} {status}" for status, n in sorted(statuses.items()))
+    started = sorted(r.started for r in machine.records if r.started)
+    yield "Measured", _period(started)
+
+
+def _period(started: list[str]) -> str:
+    if not started:
+        return "unknown"
+    first, last = started[0][:10], started[-1][:10]
+    return first if first == last else f"{first} to {last}"
+
+
+def _memory(size: int | None) -> str:
+    return "unknown" if size is None else f"{size / 1e9:,.1f} GB ({size / 2**30:,.1f} GiB)"
+
+
+def _distinct(values: Iterator[str | None] | Any) -> str:
+    return " and ".join(sorted({v for v in values if v})) or "unknown"
+
+
+def _range(values: list[float | None], unit: str) -> str:
+    known = [v for v in values if v is not None]
+    if not known:
+        return "unknown"
+    low, high = min(known), max(known)
+    return f"{low:.4g} {unit}" if low == high else f"{low:.4g} to {high:.4g} {unit}"
+
+
+def provenance(evidence: Evidence) -> str:
+    """One line: how many records, from how many machines, of which days."""
+    records = [entry.record for entry in evidence.records]
+    if not records:
+        return "No records yet: the audit alone"
+    machines_word = "machine" if len(evidence.machines) == 1 else "machines"
+    return (
+        f"{len(records):,} records from {len(evidence.machines)} {machines_word}, measured "
+        f"{_period(sorted(r.started for r in records if r.started))}"
+    )
+
+
+def record_groups(entries: list[RecordEntry]) -> list[RecordGroup]:
+    """One machine's records, by implementation and conditions."""
+
+    def key(entry: RecordEntry) -> tuple[str, str, str]:
+        record = entry.record
+        phrase = wording.conditions(record.conditions) or "no conditions"
+        return record.experiment, record.implementation, phrase
+
+    return [
+        RecordGroup(*shared, [printed_record(entry) for entry in members])
+        for shared, members in groupby(entries, key=key)
+    ]
+
+
+def printed_record(entry: RecordEntry) -> PrintedRecord:
+    """One record, its samples summarised."""
+    record = entry.record
+    remarks = [str(record.kind)] if record.kind != "measured" else []
+    if record.status is not Status.OK:
+        remarks.append(f"{record.status}: {record.reason or 'no reason given'}")
+    remarks += record.flags
+    summary = _summary(record) if record.samples else None
+    return PrintedRecord(
+        number=entry.number,
+        key=entry.key,
+        quantity=wording.quantity(record.quantity, record.metric),
+        unit="" if record.unit in ("1", "count") else record.unit,
+        remark="; ".join(remarks),
+        summary=summary,
+        missing=None if summary else Missing(_STATUS_CODES.get(record.status, "n")),
+        record=record,
+    )
+
+
+def _summary(record: Record) -> SampleSummary:
+    value, low, high, n = stats.summarise(record.samples)
+
+    def number(x: float) -> Number:
+        return Number(x, record.unit)
+
+    return SampleSummary(
+        number(value), number(low), number(high),
+        number(min(record.samples)), number(max(record.samples)), n,
+    )  # fmt: skip

@@ -1,0 +1,321 @@
+"""The report's tables, built from claims alone: rows stay until they are measured.
+
+A table has groups (the published rows), a group has lines (one claim each), a line has the
+published value, the bound, one measured cell per machine, and the verdicts. Values are typed
+(``Number``, ``Missing``, ``str``); the formatter of the medium turns them into TeX or HTML.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from zenrepro.claims import Claim, Formula
+from zenrepro.errors import InputError
+from zenrepro.report import wording
+from zenrepro.report.evidence import Evidence, FindingEntry, identity_key
+from zenrepro.report.numbers import CODES, Missing, Number, published
+from zenrepro.units import convert
+
+if TYPE_CHECKING:
+    from zenrepro.audit import Bound
+    from zenrepro.audit.measurement import Measurement
+
+TEXT_TABLE = "text"  # the table of claims made in sentences and formulas
+MARKS = {
+    "reproduced": "✓",
+    "exceeded": "▲",
+    "not reproduced": "✗",
+    "different hardware": "≠",
+}
+
+Value = Number | Missing | str
+
+
+@dataclass(frozen=True)
+class Published:
+    """What the report prints: a relation sign where it is not "=", and the value."""
+
+    relation: str
+    value: Value
+    high: Number | None = None  # the upper end, for an interval
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One machine's cell: the value, its record's anchor, the verdict's mark, the ratio to print.
+
+    ``ratio`` is measured over published, printed where the hardware differs.
+    """
+
+    machine: str
+    value: Number | Missing
+    verdict: str
+    mark: str = ""
+    record: str | None = None
+    ratio: Number | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Limit:
+    """A bound that the audit derived: ``≤ 270 token/s``."""
+
+    relation: str
+    value: Number
+    arithmetic: str
+    assumption: str
+
+
+@dataclass(frozen=True)
+class Line:
+    """One claim."""
+
+    claim: Claim
+    label: str
+    unit: str  # "" where numbers carry their own
+    published: Published
+    limit: Limit | None
+    measured: list[Measured]
+    audit: str
+    findings: list[FindingEntry]
+
+
+@dataclass(frozen=True)
+class Group:
+    """One published row."""
+
+    label: str
+    lines: list[Line]
+
+
+@dataclass(frozen=True)
+class Table:
+    """One published table, or the table of the text's claims."""
+
+    name: str
+    title: str
+    machines: list[str]
+    groups: list[Group]
+
+    @property
+    def single(self) -> bool:
+        """Whether every row has one line, so that row and quantity share a line."""
+        return all(len(group.lines) == 1 for group in self.groups)
+
+    @property
+    def lines(self) -> list[Line]:
+        return [line for group in self.groups for line in group.lines]
+
+    @property
+    def columns(self) -> set[str]:
+        """The quantities of the rows: one name need not be said in every row."""
+        return {line.label for line in self.lines}
+
+    @property
+    def wordy(self) -> bool:
+        """Whether a published value is a text, which needs a column that breaks lines."""
+        return any(isinstance(line.published.value, str) for line in self.lines)
+
+    @property
+    def ratios(self) -> bool:
+        return any(cell.ratio for line in self.lines for cell in line.measured)
+
+    @property
+    def assumed(self) -> bool:
+        return any(line.limit and line.limit.assumption for line in self.lines)
+
+    @property
+    def cited(self) -> bool:
+        return any(line.findings for line in self.lines)
+
+    @property
+    def codes(self) -> dict[str, str]:
+        """The codes of missing values that this table uses, in the order of ``CODES``."""
+        used = {
+            cell.value.code
+            for line in self.lines
+            for cell in line.measured
+            if isinstance(cell.value, Missing)
+        }
+        if not self.machines:
+            used.add("n")
+        return {code: words for code, words in CODES.items() if code in used}
+
+    @property
+    def marks(self) -> dict[str, str]:
+        """The verdicts' marks that this table uses."""
+        used = {cell.verdict for line in self.lines for cell in line.measured}
+        return {mark: verdict for verdict, mark in MARKS.items() if verdict in used}
+
+
+def names(evidence: Evidence) -> list[str]:
+    """The names of the published tables, in the report's order."""
+    out: dict[str, None] = {}
+    for claim in sorted(evidence.publication.claims, key=lambda c: c.where.line):
+        if claim.where.table is not None:
+            out.setdefault(claim.where.table)
+    return list(out)
+
+
+def build(evidence: Evidence, name: str, machines: Sequence[str] | None = None) -> Table:
+    """The table of this name (``TEXT_TABLE`` for all claims outside tables).
+
+    ``machines`` are the measured columns; left out, the body's. Raises InputError for a name that
+    no claim has.
+    """
+    chosen = list(evidence.body if machines is None else machines)
+    in_text = name == TEXT_TABLE
+    claims = [
+        c
+        for c in evidence.publication.claims
+        if (c.where.table is None if in_text else c.where.table == name)
+    ]
+    if not claims and not in_text:
+        raise InputError(
+            f"a template asks for table {name!r}, which no claim is in; tables: "
+            f"{', '.join(names(evidence)) or 'none'}"
+        )
+    claims.sort(key=lambda c: c.where.line)
+    bounds = _tightest(evidence.audit.bounds)
+    judged = {(m.claim, m.machine): m for m in evidence.measurements}
+    rows: dict[str, list[Line]] = {}
+    for claim in claims:
+        label = _place(claim) if in_text else (claim.where.row or wording.place(claim))
+        rows.setdefault(label, []).append(
+            Line(
+                claim=claim,
+                label=_label(claim, in_text),
+                unit=_shared_unit(claim),
+                published=_published(claim),
+                limit=_limit(claim, bounds.get(claim.id)),
+                measured=[_measured(claim, judged.get((claim.id, m)), m) for m in chosen],
+                audit=evidence.audit.verdicts.get(claim.id, "unverifiable"),
+                findings=evidence.findings_of(claim.id),
+            )
+        )
+    groups = [Group(label, lines) for label, lines in rows.items()]
+    title = "Claims made in sentences and formulas" if in_text else name
+    return Table(name, title, chosen, groups)
+
+
+def measured_only(table: Table) -> Table:
+    """The table without the lines for which none of its machines has a number."""
+    groups = []
+    for group in table.groups:
+        kept = [
+            line
+            for line in group.lines
+            if any(isinstance(cell.value, Number) for cell in line.measured)
+        ]
+        if kept:
+            groups.append(Group(group.label, kept))
+    return Table(table.name, table.title, table.machines, groups)
+
+
+def _place(claim: Claim) -> str:
+    where = claim.where
+    if where.part in ("abstract", "conclusion", "title"):
+        return where.part.capitalize()
+    return where.section or where.part.capitalize()
+
+
+def _label(claim: Claim, in_text: bool) -> str:
+    if not in_text and claim.where.column:
+        return claim.where.column
+    return wording.describe(claim)
+
+
+def _shared_unit(claim: Claim) -> str:
+    return "" if claim.printed is None or claim.unit in ("1", "count") else claim.unit
+
+
+def _published(claim: Claim) -> Published:
+    relation = "" if claim.relation == "=" else claim.relation
+    if claim.kind == "interval" and isinstance(claim.value, list):
+        low, high = (Number(float(end), claim.unit, digits=_exact(end)) for end in claim.value)
+        return Published(relation, low, high)
+    if claim.printed is not None:
+        return Published(relation, published(claim.printed, claim.unit))
+    if claim.formula is not None and claim.formula.left and claim.formula.right:
+        return Published("", _formula(claim.formula))
+    if isinstance(claim.value, bool):
+        return Published("", "yes" if claim.value else "no")
+    if isinstance(claim.value, int | float):
+        return Published(relation, Number(float(claim.value), claim.unit, digits=_exact(claim.value)))
+    return Published(relation, claim.value if isinstance(claim.value, str) else Missing("p"))
+
+
+def _exact(value: float) -> str:
+    return f"{value:.12g}" if "e" not in f"{value:.12g}" else f"{value:f}"
+
+
+def _formula(formula: Formula) -> str:
+    sign = {"=": "=", "<=": "≤", ">=": "≥", "order": "∼"}[formula.relation]
+    return f"{formula.left} {sign} {formula.right}".replace("**", "^").replace("*", "·")
+
+
+def _tightest(bounds: Iterable[Bound]) -> dict[str, Bound]:
+    """One bound a claim: the lowest ceiling, or where there is none the highest floor.
+
+    One that holds under every reading goes before one that rests on an assumption.
+    """
+
+    def key(bound: Bound) -> tuple[bool, bool, float]:
+        ceiling = bound.relation == "≤"
+        return (bound.assumption is not None, not ceiling, bound.value if ceiling else -bound.value)
+
+    out: dict[str, Bound] = {}
+    for bound in sorted(bounds, key=key):
+        out.setdefault(bound.claim, bound)
+    return out
+
+
+def _limit(claim: Claim, bound: Bound | None) -> Limit | None:
+    if bound is None:
+        return None
+    return Limit(
+        bound.relation,
+        Number(convert(bound.value, bound.unit, claim.unit), claim.unit),
+        bound.arithmetic,
+        bound.assumption or "",
+    )
+
+
+def _measured(claim: Claim, measurement: Measurement | None, machine: str) -> Measured:
+    if measurement is None:
+        return Measured(machine, Missing("n", "no verdict"), "not run")
+    if measurement.value is None:
+        code = missing_code(measurement.reason)
+        return Measured(
+            machine, Missing(code, measurement.reason or ""), measurement.verdict,
+            note=measurement.reason or "",
+        )  # fmt: skip
+    value = Number(measurement.value, measurement.unit, measurement.low, measurement.high)
+    ratio = None
+    if measurement.verdict == "different hardware" and measurement.ratio is not None:
+        ratio = Number(measurement.ratio, "x")
+    return Measured(
+        machine=machine,
+        value=value,
+        verdict=measurement.verdict,
+        mark=MARKS.get(measurement.verdict, ""),
+        record=identity_key(measurement.record) if measurement.record else None,
+        ratio=ratio,
+        note=wording.conditions(measurement.relaxed) if measurement.relaxed else "",
+    )
+
+
+def missing_code(reason: str | None) -> str:
+    """The code for a reason that a verdict gives; its first word is a record's status or known."""
+    first = (reason or "").split(":")[0].strip().lower()
+    by_words = {
+        "unsupported": "u",
+        "disturbed": "d",
+        "failed": "f",
+        "oom": "o",
+        "out of memory": "o",
+        "skipped": "s",
+    }
+    return by_words.get(first, "n")
