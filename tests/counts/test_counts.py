@@ -1,0 +1,85 @@
+"""Counted work: against brute force, and what it refuses."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from zenrepro import counts
+from zenrepro.errors import InputError
+from zenrepro.formats import BITS, element_bytes
+
+SIZES = st.integers(min_value=1, max_value=40)
+
+
+@given(SIZES, SIZES, st.booleans())
+def test_pairs_are_those_of_a_bottom_right_mask(query_len: int, more: int, causal: bool) -> None:
+    cache_len = query_len + more - 1
+    seen = sum(
+        1
+        for i in range(query_len)
+        for j in range(cache_len)
+        if not causal or j <= cache_len - query_len + i
+    )
+    assert counts.attended_pairs(query_len, cache_len, causal) == seen
+
+
+def test_causal_square_is_half_and_decode_is_whole() -> None:
+    assert counts.attended_pairs(4096, 4096, True) / 4096**2 == pytest.approx(0.5, rel=1e-3)
+    assert counts.attended_pairs(1, 4096, True) == 4096
+
+
+def test_attention_by_hand() -> None:
+    work = counts.attention(
+        batch=2, query_len=3, cache_len=5, heads=4, kv_heads=2, head_dim=8, value_dim=6,
+        causal=False, dtype="bf16",
+    )  # fmt: skip
+    assert work.flops == 2 * 4 * 15 * (2 * 8 + 2 * 6)
+    q, k, v, o = 2 * 3 * 4 * 8, 2 * 5 * 2 * 8, 2 * 5 * 2 * 6, 2 * 3 * 4 * 6
+    assert work.bytes == 2 * (q + k + v + o)
+
+
+def test_attention_of_conditions_fills_what_they_leave_out() -> None:
+    given = {"batch": 1, "seq_len": 16, "heads": 2, "head_dim": 8, "causal": True, "dtype": "fp32"}
+    whole = counts.attention(
+        batch=1, query_len=16, cache_len=16, heads=2, kv_heads=2, head_dim=8, value_dim=8,
+        causal=True, dtype="fp32",
+    )  # fmt: skip
+    assert counts.attention_of(given) == whole
+    with pytest.raises(InputError, match="lack 'batch'"):
+        counts.attention_of({key: value for key, value in given.items() if key != "batch"})
+    with pytest.raises(InputError, match="seq_len"):
+        counts.attention_of({"batch": 1})
+
+
+def test_materialised_scores_and_cache() -> None:
+    size = counts.materialised_scores(batch=1, query_len=10, cache_len=20, heads=3, dtype="fp16")
+    assert size == 4 * 3 * 10 * 20 * 2
+    assert counts.cache_bytes_per_token(kv_heads=2, head_dim=8, value_dim=6, dtype="fp32") == 112
+
+
+def test_matmul_and_copy() -> None:
+    work = counts.matmul(m=2, n=3, k=4, dtype="fp8_e4m3", out_dtype="bf16")
+    assert (work.flops, work.bytes) == (48, 2 * 4 + 4 * 3 + 2 * 2 * 3)
+    assert counts.copy(10).bytes == 20
+
+
+@pytest.mark.parametrize("wrong", [0, -1, True, 2.0, None])
+def test_sizes_are_positive_whole_numbers(wrong: object) -> None:
+    with pytest.raises(InputError, match="m wants a positive whole number"):
+        counts.matmul(m=wrong, n=1, k=1, dtype="fp32")  # type: ignore[arg-type]
+
+
+def test_causal_without_keys_is_refused() -> None:
+    with pytest.raises(InputError, match="at least as many keys"):
+        counts.attended_pairs(5, 4, True)
+
+
+def test_every_format_has_a_size() -> None:
+    from zenrepro.conditions import FORMATS
+
+    assert set(BITS) == set(FORMATS)
+    assert element_bytes("int4") == 0.5
+    with pytest.raises(InputError, match="fp7"):
+        element_bytes("fp7")

@@ -1,0 +1,163 @@
+"""Every implementation of attention, over every smoke case, against fp64, on the CPU."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from zenrepro.ops.attention import CASES, TABLE, reference
+from zenrepro.ops.attention.cases import Case, bound
+from zenrepro.ops.entry import Entry
+from zenrepro.ops.gate import judge, relative_error
+from zenrepro.ops.precision import rounded
+
+DTYPES = ("fp32", "bf16", "fp16")
+
+
+class Cpu:
+    """A plain CPU, as a table row sees it."""
+
+    device = "cpu"
+    compute_capability = None
+
+    def __init__(self, backend: str) -> None:
+        self.backend = backend
+
+
+def inputs(case: Case, dtype: str, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    shapes = (
+        (case.batch, case.query_len, case.heads, case.head_dim),
+        (case.batch, case.cache_len, case.kv_heads, case.head_dim),
+        (case.batch, case.cache_len, case.kv_heads, case.value_dim),
+    )
+    q, k, v = (rounded(rng.standard_normal(shape), dtype) for shape in shapes)
+    return q, k, v
+
+
+def to(backend: str, array: np.ndarray, dtype: str) -> Any:
+    if backend == "torch":
+        import torch
+
+        names = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+        return torch.from_numpy(np.ascontiguousarray(array)).to(names[dtype])
+    if backend == "jax":
+        import jax.numpy as jnp
+
+        names = {"fp32": jnp.float32, "bf16": jnp.bfloat16, "fp16": jnp.float16}
+        return jnp.asarray(array, dtype=names[dtype])
+    import mlx.core as mx
+
+    names = {"fp32": mx.float32, "bf16": mx.bfloat16, "fp16": mx.float16}
+    return mx.array(array).astype(names[dtype])
+
+
+def back(backend: str, array: Any) -> np.ndarray:
+    if backend == "torch":
+        return array.float().numpy()
+    if backend == "jax":
+        return np.asarray(array, dtype=np.float32)
+    import mlx.core as mx
+
+    return np.array(array.astype(mx.float32))
+
+
+def on_cpu() -> list[Entry]:
+    return [entry for entry in TABLE if entry.available(Cpu(entry.backend)).ok]
+
+
+def compiled(entry: Entry, causal: bool) -> Callable[..., Any]:
+    call = functools.partial(entry.load(), causal=causal)
+    if entry.backend != "jax":
+        return call
+    import jax
+
+    return jax.jit(call)
+
+
+def need(entry: Entry) -> None:
+    module = {"mlx": "mlx.core"}.get(entry.backend, entry.backend)
+    if importlib.util.find_spec(entry.backend) is None:
+        pytest.skip(f"{module} is not installed")
+
+
+def test_each_backend_has_a_baseline_and_a_peer_on_the_cpu() -> None:
+    names = {entry.name for entry in on_cpu()}
+    assert {"torch.naive", "torch.sdpa_flash", "jax.naive", "jax.xla"} <= names
+    assert {"mlx.naive", "mlx.fast"} <= names
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("entry", on_cpu(), ids=lambda entry: entry.name)
+def test_matches_fp64(entry: Entry, dtype: str) -> None:
+    need(entry)
+    ran = 0
+    for case in CASES["smoke"]:
+        if not entry.available(Cpu(entry.backend), case.conditions(dtype)).ok:
+            continue
+        q, k, v = inputs(case, dtype)
+        wanted = reference.attention(q, k, v, causal=case.causal)
+        plain = reference.same_precision(q, k, v, causal=case.causal, dtype=dtype)
+        arrays = [to(entry.backend, x, dtype) for x in (q, k, v)]
+        out = compiled(entry, case.causal)(*arrays)
+        assert str(out.dtype).endswith(str(to(entry.backend, q, dtype).dtype).split(".")[-1])
+        limit = bound(dtype, relative_error(plain, wanted))
+        verdict = judge(back(entry.backend, out), wanted, limit)
+        assert verdict.passed, f"{case}: {verdict.reason}"
+        ran += 1
+    assert ran >= len(CASES["smoke"]) - 1  # only unequal dims may be refused
+
+
+@pytest.mark.parametrize("entry", on_cpu(), ids=lambda entry: entry.name)
+def test_scale_is_taken_and_large_values_stay_finite(entry: Entry) -> None:
+    need(entry)
+    case = CASES["smoke"][0]
+    q, k, v = inputs(case, "fp32")
+    q = q * 1e3  # scores of thousands: the softmax must subtract the maximum
+    wanted = reference.attention(q, k, v, causal=True, scale=0.7)
+    arrays = [to(entry.backend, x, "fp32") for x in (q, k, v)]
+    out = back(entry.backend, entry.load()(*arrays, causal=True, scale=0.7))
+    assert relative_error(out, wanted) < 1e-3  # one-hot rows: argmax ties would show as errors of 1
+    default = back(entry.backend, entry.load()(*arrays, causal=True))
+    assert relative_error(default, wanted) > 1e-3
+
+
+@pytest.mark.parametrize("entry", on_cpu(), ids=lambda entry: entry.name)
+def test_wrong_arguments_are_named(entry: Entry) -> None:
+    need(entry)
+    function = entry.load()
+
+    def call(q: Any, k: Any, v: Any, causal: Any = True, scale: Any = None) -> Any:
+        arrays = [to(entry.backend, np.zeros(s, np.float32), "fp32") for s in (q, k, v)]
+        return function(*arrays, causal=causal, scale=scale)
+
+    good = (1, 4, 4, 8)
+    with pytest.raises(ValueError, match=r"^q: wants 4 dimensions.*got \(4, 4, 8\)"):
+        call((4, 4, 8), good, good)
+    with pytest.raises(ValueError, match=r"^k: wants B = 1 and D = 8.*got \(1, 4, 4, 16\)"):
+        call(good, (1, 4, 4, 16), good)
+    with pytest.raises(ValueError, match=r"^v: wants B = 1, S = 4, Hkv = 4.*got \(1, 5, 4, 8\)"):
+        call(good, good, (1, 5, 4, 8))
+    with pytest.raises(ValueError, match=r"^k: wants a number of heads that divides q's 4, got 3"):
+        call(good, (1, 4, 3, 8), (1, 4, 3, 8))
+    with pytest.raises(ValueError, match=r"^q: wants at most as many queries as keys \(3\).*got 4"):
+        call(good, (1, 3, 4, 8), (1, 3, 4, 8))
+    with pytest.raises(ValueError, match=r"^q: wants no empty dimension"):
+        call((1, 0, 4, 8), good, good)
+    with pytest.raises(ValueError, match=r"^scale: wants a positive finite number"):
+        call(good, good, good, scale=float("nan"))
+    with pytest.raises(ValueError, match=r"^causal: wants True or False, got 1"):
+        call(good, good, good, causal=1)
+    q, k = to(entry.backend, np.zeros(good), "fp32"), to(entry.backend, np.zeros(good), "fp16")
+    with pytest.raises(ValueError, match=r"^k: wants q's dtype .*float32, got .*float16"):
+        function(q, k, q, causal=True)
+    whole = np.zeros(good, np.int32)
+    with pytest.raises(ValueError, match=r"^q: wants float16, bfloat16, float32 or float64"):
+        function(whole, whole, whole, causal=True)
+    with pytest.raises(ValueError, match=r"^q: wants an array .* got list"):
+        function([1], q, q, causal=True)

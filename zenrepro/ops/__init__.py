@@ -1,0 +1,1 @@
+"""Operations: one folder each, with a reference, cases, implementations and one table of them."""

@@ -1,0 +1,166 @@
+"""Shapes and tolerances of attention, once, for tests and for benchmarks.
+
+``CASES`` by scale: ``smoke`` seconds on a CPU (odd lengths, length 1, chunks, grouped heads),
+``small`` a minute or so on a 2-core CPU, ``full`` a large GPU.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import msgspec
+
+from zenrepro.ops.precision import UNIT_ROUNDOFF
+
+Scale = Literal["smoke", "small", "full"]
+
+
+class Case(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """One shape. ``baseline_dtype``: also measured in fp16, the precision of the report's naive
+    baseline. ``model``: the model whose attention this is, where it is one's."""
+
+    phase: Literal["prefill", "decode"]
+    batch: int
+    query_len: int
+    cache_len: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    value_dim: int
+    causal: bool
+    model: str | None = None
+    baseline_dtype: bool = False
+
+    def conditions(self, dtype: str) -> dict[str, Any]:
+        """The conditions of a record of this case, in canonical names."""
+        out: dict[str, Any] = {
+            "op": "attention", "phase": self.phase, "batch": self.batch, "heads": self.heads,
+            "kv_heads": self.kv_heads, "head_dim": self.head_dim, "causal": self.causal,
+            "dtype": dtype,
+        }  # fmt: skip
+        if self.value_dim != self.head_dim:
+            out["value_dim"] = self.value_dim
+        if self.phase == "prefill" and self.query_len == self.cache_len:
+            out["seq_len"] = self.query_len
+        else:
+            out |= {"query_len": self.query_len, "cache_len": self.cache_len}
+        if self.model is not None:
+            out["model"] = self.model
+        return out
+
+    def dtypes(self, kind: str) -> tuple[str, ...]:
+        """Formats that this case is measured in on a device kind ("cpu", "cuda", ...).
+
+        A CPU computes in fp32; bf16 is there because it runs. Accelerators compute in bf16.
+        """
+        if kind == "cpu":
+            return ("fp32", "bf16")
+        if kind == "tpu":
+            return ("bf16",)
+        return ("bf16", "fp16") if self.baseline_dtype else ("bf16",)
+
+
+def prefill(
+    batch: int,
+    length: int,
+    heads: int,
+    head_dim: int,
+    *,
+    causal: bool = True,
+    kv_heads: int | None = None,
+    value_dim: int | None = None,
+    query_len: int | None = None,
+    model: str | None = None,
+    baseline_dtype: bool = False,
+) -> Case:
+    """A prefill of ``length`` tokens; with ``query_len``, its last chunk of that many."""
+    return Case(
+        phase="prefill",
+        batch=batch,
+        query_len=query_len or length,
+        cache_len=length,
+        heads=heads,
+        kv_heads=kv_heads or heads,
+        head_dim=head_dim,
+        value_dim=value_dim or head_dim,
+        causal=causal,
+        model=model,
+        baseline_dtype=baseline_dtype,
+    )
+
+
+def decode(
+    batch: int, cache_len: int, heads: int, kv_heads: int, head_dim: int, *, query_len: int = 1
+) -> Case:
+    """A step of ``query_len`` tokens, the last of a cache of ``cache_len``."""
+    return Case(
+        phase="decode",
+        batch=batch,
+        query_len=query_len,
+        cache_len=cache_len,
+        heads=heads,
+        kv_heads=kv_heads,
+        head_dim=head_dim,
+        value_dim=head_dim,
+        causal=True,
+    )
+
+
+# The report's attention table: its 7B model at batch 32 and length 4096. The report gives neither
+# heads nor width; 24 heads of 128 follow from the sizes that it does give (the model's inferred
+# architecture). Causal, since it is a language model.
+REPORT = prefill(32, 4096, 24, 128, model="zen-mode-7b", baseline_dtype=True)
+
+CASES: dict[Scale, tuple[Case, ...]] = {
+    "smoke": (
+        prefill(1, 64, 4, 32),
+        prefill(1, 64, 4, 32, causal=False),
+        prefill(2, 65, 4, 32, kv_heads=2),
+        prefill(1, 1, 2, 16),
+        prefill(1, 33, 4, 48, value_dim=32),
+        prefill(1, 127, 4, 32, query_len=31),
+        decode(2, 129, 4, 4, 32),
+        decode(2, 129, 4, 1, 32),
+        decode(2, 65, 4, 2, 32, query_len=3),
+    ),
+    "small": (
+        prefill(1, 256, 8, 64),
+        prefill(1, 512, 8, 64),
+        prefill(1, 1024, 8, 64),
+        prefill(1, 1024, 8, 64, causal=False),
+        prefill(1, 2048, 8, 64),
+        decode(1, 4096, 8, 8, 64),
+        decode(8, 1024, 8, 8, 64),
+        decode(8, 4096, 8, 8, 64),
+        decode(8, 4096, 8, 2, 64),
+    ),
+    "full": (
+        # The same 16384 tokens at every length.
+        prefill(16, 1024, 32, 128),
+        prefill(8, 2048, 32, 128),
+        prefill(4, 4096, 32, 128, baseline_dtype=True),
+        prefill(4, 4096, 32, 128, causal=False, baseline_dtype=True),
+        prefill(2, 8192, 32, 128),
+        prefill(1, 16384, 32, 128),
+        prefill(1, 16384, 32, 128, causal=False),
+        REPORT,
+        decode(1, 4096, 32, 32, 128),
+        decode(1, 16384, 32, 32, 128),
+        decode(32, 4096, 32, 32, 128),
+        decode(32, 16384, 32, 32, 128),
+        decode(1, 4096, 32, 8, 128),
+        decode(1, 16384, 32, 8, 128),
+        decode(32, 4096, 32, 8, 128),
+        decode(32, 16384, 32, 8, 128),
+    ),
+}
+
+
+def bound(dtype: str, same_precision_error: float) -> float:
+    """The largest relative error (Frobenius, against fp64) that passes the gate.
+
+    Twice the error of the plain loop in the same precision on the same inputs: another order of
+    summation, or a scale applied earlier, moves the error by less than that; a wrong scale, mask or
+    head moves it by far more. Where the loop is exact (one key) one rounding is left.
+    """
+    return max(2.0 * same_precision_error, UNIT_ROUNDOFF[dtype])

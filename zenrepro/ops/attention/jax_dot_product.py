@@ -1,0 +1,35 @@
+"""jax.nn.dot_product_attention by one named implementation."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from zenrepro.ops.attention import arguments
+
+if TYPE_CHECKING:
+    import jax
+
+
+def attention(
+    implementation: Literal["xla", "cudnn"],
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    *,
+    causal: bool,
+    scale: float | None,
+) -> jax.Array:
+    """[B, T, H, D] in, [B, T, H, Dv] out; Dv = D. Raises ValueError for wrong arguments."""
+    import jax
+    import jax.numpy as jnp
+
+    shape = arguments.check(q, k, v, causal=causal, scale=scale)
+    T, S = shape.query_len, shape.cache_len
+    # `is_causal` aligns at the top left: only right for a square. One query sees every key.
+    square = causal and T == S and T > 1
+    mask = None
+    if causal and not square and T > 1:
+        mask = jnp.tril(jnp.ones((T, S), dtype=bool), S - T)[None, None]
+    return jax.nn.dot_product_attention(
+        q, k, v, mask=mask, is_causal=square, scale=shape.scale, implementation=implementation
+    )

@@ -1,0 +1,131 @@
+"""Every implementation of attention, one literal row each. Reading it imports no framework."""
+
+from __future__ import annotations
+
+from zenrepro.ops.entry import Entry, Needs, check_table
+from zenrepro.records import Origin
+
+TABLE: tuple[Entry, ...] = check_table(
+    (
+        Entry(
+            name="torch.naive",
+            backend="torch",
+            algorithm="naive",
+            origin=Origin.OURS,
+            function="zenrepro.ops.attention.torch_naive:attention",
+            needs=Needs(
+                dtypes={"cpu": ("fp32", "bf16", "fp16"), "cuda": ("fp32", "bf16", "fp16")},
+            ),
+            paper="Vaswani et al. 2017, Attention Is All You Need, eq. 1",
+        ),
+        Entry(
+            name="torch.sdpa_flash",
+            backend="torch",
+            algorithm="sdpa_flash",
+            origin=Origin.PEER,
+            function="zenrepro.ops.attention.torch_sdpa_flash:attention",
+            needs=Needs(
+                dtypes={"cpu": ("fp32", "bf16", "fp16"), "cuda": ("bf16", "fp16")},
+                compute_capability=(8, 0),
+                unequal_dims=False,
+            ),
+            paper="Dao 2023, FlashAttention-2",
+        ),
+        Entry(
+            name="torch.sdpa_cudnn",
+            backend="torch",
+            algorithm="sdpa_cudnn",
+            origin=Origin.PEER,
+            function="zenrepro.ops.attention.torch_sdpa_cudnn:attention",
+            needs=Needs(dtypes={"cuda": ("bf16", "fp16")}, compute_capability=(8, 0)),
+            paper="NVIDIA cuDNN, scaled dot product attention",
+        ),
+        Entry(
+            name="torch.sdpa_efficient",
+            backend="torch",
+            algorithm="sdpa_efficient",
+            origin=Origin.PEER,
+            function="zenrepro.ops.attention.torch_sdpa_efficient:attention",
+            needs=Needs(
+                dtypes={"cuda": ("fp32", "bf16", "fp16")},
+                compute_capability=(5, 0),
+                grouped_heads=False,
+            ),
+            paper="Rabe and Staats 2021, Self-attention Does Not Need O(n^2) Memory",
+        ),
+        Entry(
+            name="jax.naive",
+            backend="jax",
+            algorithm="naive",
+            origin=Origin.OURS,
+            function="zenrepro.ops.attention.jax_naive:attention",
+            needs=Needs(
+                dtypes={
+                    "cpu": ("fp32", "bf16", "fp16"),
+                    "gpu": ("fp32", "bf16", "fp16"),
+                    "tpu": ("fp32", "bf16"),
+                },
+            ),
+            paper="Vaswani et al. 2017, Attention Is All You Need, eq. 1",
+        ),
+        Entry(
+            name="jax.xla",
+            backend="jax",
+            algorithm="xla",
+            origin=Origin.PEER,
+            function="zenrepro.ops.attention.jax_xla:attention",
+            needs=Needs(
+                dtypes={
+                    "cpu": ("fp32", "bf16", "fp16"),
+                    "gpu": ("fp32", "bf16", "fp16"),
+                    "tpu": ("fp32", "bf16"),
+                },
+                unequal_dims=False,
+            ),
+            paper="jax.nn.dot_product_attention, implementation xla",
+        ),
+        Entry(
+            name="jax.cudnn",
+            backend="jax",
+            algorithm="cudnn",
+            origin=Origin.PEER,
+            function="zenrepro.ops.attention.jax_cudnn:attention",
+            needs=Needs(
+                dtypes={"gpu": ("bf16", "fp16")},
+                compute_capability=(8, 0),
+                unequal_dims=False,
+            ),
+            paper="jax.nn.dot_product_attention, implementation cudnn",
+        ),
+        Entry(
+            name="mlx.naive",
+            backend="mlx",
+            algorithm="naive",
+            origin=Origin.OURS,
+            function="zenrepro.ops.attention.mlx_naive:attention",
+            needs=Needs(
+                dtypes={
+                    "cpu": ("fp32", "bf16", "fp16"),
+                    "metal": ("fp32", "bf16", "fp16"),
+                    "cuda": ("fp32", "bf16", "fp16"),
+                },
+            ),
+            paper="Vaswani et al. 2017, Attention Is All You Need, eq. 1",
+        ),
+        Entry(
+            name="mlx.fast",
+            backend="mlx",
+            algorithm="fast",
+            origin=Origin.PEER,
+            function="zenrepro.ops.attention.mlx_fast:attention",
+            needs=Needs(
+                dtypes={
+                    "cpu": ("fp32", "bf16", "fp16"),
+                    "metal": ("fp32", "bf16", "fp16"),
+                    "cuda": ("fp32", "bf16", "fp16"),
+                },
+            ),
+            paper="MLX, mx.fast.scaled_dot_product_attention",
+        ),
+    )
+)
