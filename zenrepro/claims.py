@@ -85,7 +85,9 @@ class Reading(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     """One more thing that the words may mean, besides the claim as it is written: the fields that
     it sets replace the claim's own. ``conditions`` are merged over the claim's.
 
-    A derived number that names its operands only in its readings means one of those.
+    A derived number that names its operands only in its readings means one of those. A reading
+    that names none stands for numbers that the report does not print: it can't be checked, so it
+    keeps the claim from being an error.
     """
 
     text: str
