@@ -317,8 +317,11 @@ def test_pip_reason_reads_only_this_step(tmp_path: Path) -> None:
         file.write("Looking\nERROR: Could not find it\nERROR: No matching distribution for it\n")
     assert bootstrap.pip_reason(log, start) == "No matching distribution for it"
     with log.open("a") as file:
-        file.write("WARNING: Retrying after NewConnectionError: failed\n")
-    assert bootstrap.pip_reason(log, start) == "the package index cannot be reached (no network?)"
+        file.write("WARNING: Retrying (Retry(total=0)) after connection broken: refused\n")
+    assert bootstrap.pip_reason(log, start) == "a package index cannot be reached (no network?)"
+    with log.open("a") as file:
+        file.write("WARNING: Retrying (Retry(total=0)) after CERTIFICATE_VERIFY_FAILED\n")
+    assert "certificate is not trusted" in bootstrap.pip_reason(log, start)
 
 
 def test_state_is_what_others_read(project: Path) -> None:

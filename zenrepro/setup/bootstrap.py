@@ -157,8 +157,10 @@ def run_command(command: list[str], log: Path, keep_open: int) -> int:
 def pip_reason(log: Path, start: int) -> str:
     """The line that says why pip failed, from what it wrote to ``log`` after ``start``."""
     lines = log.read_bytes()[start:].decode(errors="replace").splitlines()
-    if any("NewConnectionError" in line or "NameResolutionError" in line for line in lines):
-        return "the package index cannot be reached (no network?)"
+    retried = [line for line in lines if "Retrying (Retry" in line]
+    if retried:
+        why = "its certificate is not trusted" if "CERTIFICATE" in retried[-1] else "no network?"
+        return f"a package index cannot be reached ({why})"
     errors = [line.split("ERROR:", 1)[1].strip() for line in lines if "ERROR:" in line]
     return (errors or [line.strip() for line in lines if line.strip()] or ["no output"])[-1]
 
@@ -282,7 +284,7 @@ class Setup:
         """After an interrupted or failed pip step: forget packages that are not whole."""
         marker = self.venv / UNFINISHED
         if marker.exists():
-            say("the last set-up was cut short: looking for half-installed packages")
+            say("a step was cut short or failed: looking for half-installed packages")
             if self.run([str(self.python), "-I", str(self.heal)], self.log, keep_open) != 0:
                 raise SetupError(f"checking .venv failed (see .venv/{LOG}); rm -rf .venv mends it")
             marker.unlink()
