@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
-import yaml
 
 from zenrepro import conditions as conditions_module
 from zenrepro import printed as printed_module
 from zenrepro.conditions import QUANTITIES
+from zenrepro.documents import read_yaml
 from zenrepro.errors import InputError
 from zenrepro.printed import Interval
 from zenrepro.units import unit
@@ -213,16 +213,7 @@ class Publication(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
 
 def load(path: Path) -> Publication:
     """Load and validate one file of claims. Raises InputError naming the file, claim and field."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    try:
-        raw = yaml.load(text, Loader=loader)  # noqa: S506  (a safe loader, by name)
-    except yaml.YAMLError as error:
-        raise InputError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
-    return parse(raw, str(path))
+    return parse(read_yaml(path), str(path))
 
 
 def parse(raw: Any, place: str) -> Publication:

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
-import yaml
 
+from zenrepro.documents import decode_yaml, read_yaml
 from zenrepro.errors import InputError
 from zenrepro.units import unit
 
@@ -73,7 +73,7 @@ def load(folder: Path) -> dict[str, Datasheet]:
     """Load every datasheet in a folder, by platform slug. Raises InputError naming the file."""
     sheets: dict[str, Datasheet] = {}
     for path in sorted(folder.glob("*.yaml")):
-        sheet = parse(path.read_text(encoding="utf-8"), str(path))
+        sheet = check(read_yaml(path), str(path))
         if sheet.platform != path.stem:
             raise InputError(f"{path}: platform is {sheet.platform!r}, the file's name differs")
         sheets[sheet.platform] = sheet
@@ -85,17 +85,18 @@ def load(folder: Path) -> dict[str, Datasheet]:
 
 
 def parse(text: str, place: str) -> Datasheet:
-    """Validate one datasheet. Raises InputError naming ``place`` and the field."""
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    """Validate the text of one datasheet. Raises InputError naming ``place`` and the field."""
+    return check(decode_yaml(text, place), place)
+
+
+def check(raw: Any, place: str) -> Datasheet:
+    """Validate the decoded content of one datasheet. Raises InputError naming ``place``."""
     try:
-        raw: Any = yaml.load(text, Loader=loader)  # noqa: S506  (a safe loader, by name)
         sheet = msgspec.convert(raw, Datasheet)
         for f in sheet.figures:
             unit(f.unit)
             if not 0 <= f.source < len(sheet.sources):
                 raise InputError(f"a figure's source {f.source} is not in sources")
-    except yaml.YAMLError as error:
-        raise InputError(f"{place}: not YAML: {' '.join(str(error).split())}") from None
     except (msgspec.ValidationError, InputError) as error:
         raise InputError(f"{place}: {error}") from None
     if sheet.schema != SCHEMA:
