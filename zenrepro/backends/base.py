@@ -83,6 +83,10 @@ class Backend(ABC):
         """The function compiled the framework's usual way; torch runs as it is."""
         return function
 
+    def start(self, call: Callable[[], Any]) -> Any:
+        """Start a call without waiting for its result, which is returned."""
+        return call()
+
     @abstractmethod
     def time(
         self,

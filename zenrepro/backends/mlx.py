@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -30,7 +30,7 @@ class MlxBackend(Backend):
         os.environ.setdefault("MLX_ENABLE_TF32", "0")
         import mlx.core as mx
 
-        self.mx = mx
+        self.mx: Any = mx
         if self.kind == "cpu":
             mx.set_default_device(mx.cpu)
             return
@@ -79,6 +79,11 @@ class MlxBackend(Backend):
     def compile(self, function: Callable[..., Any]) -> Callable[..., Any]:
         return self.mx.compile(function)
 
+    def start(self, call: Callable[[], Any]) -> Any:
+        result = call()
+        self.mx.async_eval(result)
+        return result
+
     def time(
         self,
         call: Callable[[], Any],
@@ -106,12 +111,9 @@ class MlxBackend(Backend):
                     "less the median time of emptying alone",
                 )
 
-        def start() -> Any:
-            result = call()
-            mx.async_eval(result)
-            return result
-
-        batches, how = in_batches(start, mx.eval, samples=samples, warmup=warmup, budget_s=budget_s)
+        batches, how = in_batches(
+            partial(self.start, call), mx.eval, samples=samples, warmup=warmup, budget_s=budget_s
+        )
         return Timing(batches, f"{how} (too short to time cold)" if cold else how)
 
     def _flusher(self) -> Callable[[], Any]:

@@ -21,8 +21,8 @@ from zenrepro.hardware.state import State, Static
 from zenrepro.paths import Project
 
 __all__ = [
-    "BACKENDS", "Hardware", "Missing", "State", "absent", "available", "devices", "lock",
-    "probe", "resolve", "state",
+    "BACKENDS", "Hardware", "Missing", "State", "absent", "available", "devices", "environment",
+    "lock", "probe", "resolve", "state",
 ]  # fmt: skip
 
 _ACCELERATORS = {"torch": ("cuda",), "jax": ("gpu", "tpu"), "mlx": ("metal", "gpu")}
@@ -69,19 +69,7 @@ def probe(backend: str, device: str | None = None, project: Project | None = Non
         backend=backend,
         device=device,
         device_class=device_class,
-        environment=records.Environment(
-            os=operating_system(),
-            python=python_platform.python_version(),
-            driver=static.driver or None,
-            runtime=static.runtime or installed.runtime(backend, kind),
-            packages=installed.packages(backend, kind),
-            compilers=installed.compilers(backend, kind),
-            power_limit_w=static.power_limit_w,
-            clocks_mhz=now.clocks_mhz,
-            throttle_reasons=now.throttle_reasons,
-            temperature_c=now.temperature_c,
-            other_load=describe_load(now),
-        ),
+        environment=environment(backend, device, now),
         machine=f"{device_class.platform}-{machine.label(project)}",
         compute_capability=static.compute_capability,
         lock_name=_lock_name(kind, static),
@@ -122,6 +110,25 @@ def state(backend: str, device: str, *, holds_context: bool = False) -> State:
     else:
         now = nvidia.state(index, holds_context=holds_context)
     return msgspec.structs.replace(now, on_battery=cpu.on_battery())
+
+
+def environment(backend: str, device: str, now: State) -> records.Environment:
+    """Software and state of a device, as records keep them."""
+    kind, _ = split(backend, device)
+    static = _static(backend, device)
+    return records.Environment(
+        os=operating_system(),
+        python=python_platform.python_version(),
+        driver=static.driver or None,
+        runtime=static.runtime or installed.runtime(backend, kind),
+        packages=installed.packages(backend, kind),
+        compilers=installed.compilers(backend, kind),
+        power_limit_w=static.power_limit_w,
+        clocks_mhz=now.clocks_mhz,
+        throttle_reasons=now.throttle_reasons,
+        temperature_c=now.temperature_c,
+        other_load=describe_load(now),
+    )
 
 
 def describe_load(now: State) -> str | None:

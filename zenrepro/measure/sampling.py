@@ -1,0 +1,129 @@
+"""Raw samples of one call: warm-up, cold caches, a time box, and the device's state around it."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import msgspec
+
+from zenrepro import hardware
+from zenrepro.backends import Backend
+from zenrepro.backends.base import one_line
+from zenrepro.errors import InputError
+from zenrepro.measure import disturbance
+from zenrepro.records import Environment, Status
+
+SCALES = ("smoke", "small", "full")
+
+
+class Plan(NamedTuple):
+    """How much is sampled: at most ``samples``, within ``budget_s`` where three fit, after
+    ``warmup_s`` of calls (an idle GPU needs that long to reach its clocks)."""
+
+    samples: int
+    budget_s: float
+    warmup_s: float
+
+
+PLANS: dict[str, Plan] = {
+    "smoke": Plan(samples=3, budget_s=0.5, warmup_s=0.0),
+    "small": Plan(samples=15, budget_s=1.0, warmup_s=0.05),
+    "full": Plan(samples=50, budget_s=3.0, warmup_s=0.25),
+}
+# A call so slow that three samples take longer than this gets fewer.
+_LONGEST_S = 10.0
+_MOST_WARMUP = 100
+
+
+class Sampled(msgspec.Struct, kw_only=True):
+    """What was seen of one call. ``seconds`` are raw, one a sample; empty where status is OOM.
+
+    ``status`` is ok, disturbed (samples kept, ``reason`` says by what) or oom. ``flags`` are
+    remarks below that threshold. ``peak_bytes`` is device memory of one call above what was held
+    before it; None is unknown. ``state`` is the device right after the last sample.
+    """
+
+    seconds: list[float]
+    method: str
+    flags: list[str]
+    status: Status
+    reason: str | None
+    peak_bytes: int | None
+    state: Environment
+
+
+def sample(backend: Backend, call: Callable[[], Any], *, scale: str, cold: bool = True) -> Sampled:
+    """Sample ``call``, which starts the work and returns its result.
+
+    Running out of memory becomes the status oom, with what was held given back; any other error
+    of the call is raised. Raises InputError for an unknown scale.
+    """
+    if scale not in PLANS:
+        raise InputError(f"unknown scale {scale!r}; wanted one of {', '.join(PLANS)}")
+    plan = PLANS[scale]
+    try:
+        peak_bytes, once_s = _first_calls(backend, call)
+        samples, warmup = _fit(plan, once_s)
+        before = backend.state()
+        timing = backend.time(
+            call, samples=samples, warmup=warmup, cold=cold, budget_s=plan.budget_s
+        )
+        after = backend.state()
+    except Exception as error:
+        if not backend.is_out_of_memory(error):
+            raise
+        reason = f"out of memory: {one_line(error)}"
+        # The traceback's frames hold the arrays that did not fit beside others.
+        error.__traceback__ = None
+        del error
+        backend.release()
+        return Sampled(
+            seconds=[], method="", flags=[], status=Status.OOM, reason=reason,
+            peak_bytes=None, state=_environment(backend, backend.state()),
+        )  # fmt: skip
+    seen = disturbance.look(timing.seconds, before, after, backend.kind)
+    flags = list(seen.flags)
+    if len(timing.seconds) < plan.samples:
+        flags.append(f"time box: {len(timing.seconds)} of {plan.samples} samples")
+    return Sampled(
+        seconds=timing.seconds,
+        method=timing.method,
+        flags=flags,
+        status=Status.DISTURBED if seen.reasons else Status.OK,
+        reason="; ".join(seen.reasons) or None,
+        peak_bytes=peak_bytes,
+        state=msgspec.structs.replace(
+            _environment(backend, after), other_load=disturbance.describe(before, after)
+        ),
+    )
+
+
+def _first_calls(backend: Backend, call: Callable[[], Any]) -> tuple[int | None, float]:
+    """Peak memory, and about how long one call takes once it is compiled."""
+    peak_bytes = backend.peak_memory(call)
+    once_s = _once(backend, call)
+    if peak_bytes is None and once_s > 0.5:
+        # Unknown peak may mean that nothing was called before: this one may have compiled.
+        once_s = min(once_s, _once(backend, call)) if once_s < _LONGEST_S else once_s
+    return peak_bytes, once_s
+
+
+def _once(backend: Backend, call: Callable[[], Any]) -> float:
+    begin = time.perf_counter()
+    backend.synchronise(backend.start(call))
+    return time.perf_counter() - begin
+
+
+def _fit(plan: Plan, once_s: float) -> tuple[int, int]:
+    """(samples, warm-up calls) for a call of this length."""
+    once_s = max(once_s, 1e-7)
+    samples = max(1, min(plan.samples, int(_LONGEST_S / once_s)))
+    warmup = max(1, min(_MOST_WARMUP, math.ceil(plan.warmup_s / once_s)))
+    return samples, 0 if once_s > plan.budget_s else warmup
+
+
+def _environment(backend: Backend, now: hardware.State) -> Environment:
+    return hardware.environment(backend.name, backend.device, now)
