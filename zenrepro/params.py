@@ -14,7 +14,8 @@ import ast
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import msgspec
 
@@ -193,7 +194,7 @@ def of_struct(struct: type[Any]) -> list[Parameter]:
     """The parameters that a ``msgspec.Struct`` declares; every field has a default."""
     found = []
     for field in msgspec.structs.fields(struct):
-        types, choices = _inspected(msgspec.inspect.type_info(field.type))
+        types, choices = _inspected(field.type)
         default = field.default
         if default is msgspec.NODEFAULT:
             default = (
@@ -328,19 +329,18 @@ def _annotation(node: ast.expr, place: str) -> tuple[tuple[str, ...], tuple[Any,
 
 
 def _inspected(kind: Any) -> tuple[tuple[str, ...], tuple[Any, ...] | None]:
-    inspect = msgspec.inspect
-    if isinstance(kind, inspect.Metadata):
-        return _inspected(kind.type)
-    if isinstance(kind, inspect.LiteralType):
-        return _literal(kind.values)
-    if isinstance(kind, inspect.UnionType):
-        return _union([_inspected(part) for part in kind.types])
-    for of, name in (
-        (inspect.BoolType, "bool"), (inspect.IntType, "int"), (inspect.FloatType, "float"),
-        (inspect.StrType, "str"), (inspect.NoneType, "None"), (inspect.ListType, "list"),
-        (inspect.VarTupleType, "list"), (inspect.DictType, "dict"),
-    ):  # fmt: skip
-        if isinstance(kind, of):
+    """(types, choices) of a resolved annotation; those of a Literal keep their order."""
+    origin = get_origin(kind)
+    if origin is Annotated:
+        return _inspected(get_args(kind)[0])
+    if origin is Literal:
+        return _literal(get_args(kind))
+    if origin in (Union, UnionType):
+        return _union([_inspected(part) for part in get_args(kind)])
+    if origin in (list, tuple) or kind is tuple:
+        return ("list",), None
+    for name, of in _TYPES.items():
+        if kind is of or origin is of:
             return (name,), None
     raise TypeError(f"a parameter can't be of type {kind}")
 

@@ -18,7 +18,7 @@ import os
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from types import ModuleType
@@ -29,13 +29,15 @@ import msgspec
 from zenrepro import backends, params, paths, sources
 from zenrepro import hardware as hardware_module
 from zenrepro.conditions import canonical
+from zenrepro.errors import InputError
 from zenrepro.experiments import drafts, events, freshness, provenance
 from zenrepro.experiments.durations import Durations
 from zenrepro.experiments.point import UNITS, Parameters, Point, Result
 from zenrepro.experiments.progress import Progress
 from zenrepro.experiments.table import Table
+from zenrepro.ops.entry import UnsupportedError
 from zenrepro.paths import Project
-from zenrepro.records import Environment, Inputs, Kind, Record, Status, check
+from zenrepro.records import Inputs, Kind, Record, Status, check
 from zenrepro.results.store import Store
 
 if TYPE_CHECKING:
@@ -48,11 +50,11 @@ FULL_SCALE_BYTES = 80e9
 
 
 def start(experiment: str, given: Mapping[str, Any], project: Project | None = None) -> Session:
-    """Validate the parameters, probe the hardware and open the backend.
+    """Validate the parameters and probe the hardware; imports no framework.
 
     ``given`` is the notebook's ``globals()`` or a mapping of parameters. Raises InputError for an
     unknown experiment, an unknown or ill-typed parameter, or a device that is not there. A missing
-    framework raises nothing: the session then has ``backend`` None and a reason.
+    framework raises nothing: the session's points then become records with that reason.
     """
     project = project or paths.find()
     notebook = project.notebook(experiment)
@@ -60,18 +62,34 @@ def start(experiment: str, given: Mapping[str, Any], project: Project | None = N
         sys.path.insert(0, str(project.root))
     module = importlib.import_module(project.experiments[experiment].module)
     values = _parameters(experiment, module, notebook, given)
-    backend: Backend | None = None
-    missing: str | None = None
-    try:
-        backend = backends.open(values.backend, values.device)
-    except backends.Unavailable as error:
-        missing = " ".join(str(error).split())
-    device = backend.device if backend is not None else values.device
-    hardware = hardware_module.probe(values.backend, device, project)
+    hardware, missing = place(values.backend, values.device, project)
     resolved = msgspec.structs.replace(
         values, device=hardware.device, scale=values.scale or default_scale(hardware)
     )
-    return Session(experiment, module, project, resolved, hardware, backend, missing)
+    return Session(experiment, module, project, resolved, hardware, missing)
+
+
+def place(backend: str, device: str | None, project: Project) -> tuple[Hardware, str | None]:
+    """The device to measure on, and why the backend's framework is missing (None: it is there).
+
+    Imports no framework. Where it is missing, the machine is told by what another backend sees.
+    Raises InputError for a device that is not there, and where no framework is installed at all.
+    """
+    device = hardware_module.resolve(backend, device)
+    missing = hardware_module.absent(backend, "cpu")
+    if missing is None:
+        return hardware_module.probe(backend, device, project), None
+    for other in hardware_module.BACKENDS:
+        if hardware_module.absent(other, "cpu") is None:
+            seen = hardware_module.probe(other, None, project)
+            environment = msgspec.structs.replace(seen.environment, packages={}, compilers={})
+            return msgspec.structs.replace(
+                seen, backend=backend, device=device, environment=environment
+            ), missing
+    raise InputError(
+        f"none of {', '.join(hardware_module.BACKENDS)} is installed in this environment; "
+        "install one to run experiments, or use `zenrepro report` on the results there are"
+    )
 
 
 def default_scale(hardware: Hardware) -> str:
@@ -84,7 +102,7 @@ def default_scale(hardware: Hardware) -> str:
 class Session:
     """One experiment on one backend and device: resumes, measures, records.
 
-    ``backend`` is None where its framework is missing; ``missing`` then holds the reason.
+    ``missing`` says why there is no backend, None where there is one.
     ``scale`` and ``seed`` repeat the parameters for brevity.
     """
 
@@ -95,7 +113,6 @@ class Session:
         project: Project,
         parameters: Any,
         hardware: Hardware,
-        backend: Backend | None,
         missing: str | None,
     ) -> None:
         self.experiment = experiment
@@ -106,8 +123,7 @@ class Session:
         self.seed: int = parameters.seed
         self.hardware = hardware
         self.missing = missing
-        self._backend = backend
-        self._environment = _environment(hardware, backend)
+        self._backend: Backend | None = None
         self._commit = provenance.commit(project)
         self._stores = drafts.stores(project, None)
         self._durations = Durations(project, experiment, parameters.backend, hardware.machine)
@@ -129,10 +145,20 @@ class Session:
 
     @property
     def backend(self) -> Backend:
-        """The open backend. Raises RuntimeError with the reason where there is none."""
+        """The backend, opened on first use. Raises Unavailable where its framework is missing."""
         if self._backend is None:
-            raise RuntimeError(f"backend {self.parameters.backend} is not here: {self.missing}")
+            if self.missing is not None:
+                raise backends.Unavailable(self.missing)
+            self._backend = backends.open(self.parameters.backend, self.hardware.device)
         return self._backend
+
+    def _open(self) -> bool:
+        """Whether the backend opens; where not, the session goes on without it."""
+        try:
+            return self.backend is not None
+        except backends.Unavailable as error:
+            self.missing = provenance.one_line(error).removeprefix("Unavailable: ")
+            return False
 
     def plan(self, points: Iterable[Point]) -> list[tuple[Point, str | None]]:
         """Each point with why it must be measured, or None where its records are fresh.
@@ -169,6 +195,8 @@ class Session:
         )
         self._stores = drafts.stores(self.project, edited)
         planned = self.plan(points)
+        if any(why and self._reason(p) is None for p, why in planned) and not self._open():
+            planned = self.plan([point for point, _ in planned])
         for point, why in planned:
             if why is not None and self._reason(point) is not None:
                 self._store(self._not_attempted(point))
@@ -184,6 +212,12 @@ class Session:
         records = [self._seen[shell.identity()] for p, _ in planned for shell in self._shells(p)]
         self.progress.emit(events.Done.of(records))
         return records
+
+    def estimate(self, point: Point) -> float | None:
+        """Seconds that the point takes, judged by earlier runs; None where there were none."""
+        if self._reason(point) is not None:
+            return 0.0
+        return self._durations.estimate(self._durations.key(point, self.scale))
 
     def records(self) -> list[Record]:
         """The records that this session measured or found fresh."""
@@ -234,7 +268,7 @@ class Session:
                 origin=point.origin,
                 machine=self.hardware.machine,
                 device_class=self.hardware.device_class,
-                environment=self._environment,
+                environment=self.hardware.environment,
                 baseline=point.baseline,
                 inputs=self._inputs(modules, tuple(point.rows), tuple(point.data)),
                 parameters=msgspec.to_builtins(self.parameters),
@@ -278,9 +312,11 @@ class Session:
         return records
 
     def _failed(self, shells: list[Record], error: Exception) -> list[Record]:
-        out_of_memory = self._backend is not None and self._backend.is_out_of_memory(error)
-        status = Status.OOM if out_of_memory else Status.FAILED
-        reason = provenance.one_line(error)
+        status, reason = Status.FAILED, provenance.one_line(error)
+        if isinstance(error, UnsupportedError):
+            status, reason = Status.UNSUPPORTED, " ".join(str(error).split()) or reason
+        elif self._backend is not None and self._backend.is_out_of_memory(error):
+            status = Status.OOM
         return [msgspec.structs.replace(s, status=status, reason=reason) for s in shells]
 
     # -- points that cannot be measured --------------------------------------------------------
@@ -344,10 +380,7 @@ class Session:
     def _announce(
         self, planned: list[tuple[Point, str | None]], todo: list[Point], edited: str | None
     ) -> None:
-        estimates = [
-            self._durations.estimate(self._durations.key(point, self.scale)) for point in todo
-        ]
-        known = [estimate for estimate in estimates if estimate is not None]
+        known = [s for s in map(self.estimate, todo) if s is not None]
         self.progress.emit(
             events.Planned(
                 total=len(planned),
@@ -361,19 +394,15 @@ class Session:
     @contextmanager
     def _device(self) -> Iterator[bool]:
         """Hold the device's lock; yields whether another run held it before."""
-        try:
-            held = hardware_module.lock(self.hardware, wait=False)
-            held.__enter__()
+        with ExitStack() as held:
             waited = False
-        except hardware_module.Busy:
-            self.progress.emit(events.Waiting(device=self.hardware.device))
-            held = hardware_module.lock(self.hardware, wait=True)
-            held.__enter__()
-            waited = True
-        try:
+            try:
+                held.enter_context(hardware_module.lock(self.hardware, wait=False))
+            except InputError:
+                waited = True
+                self.progress.emit(events.Waiting(device=self.hardware.device))
+                held.enter_context(hardware_module.lock(self.hardware, wait=True))
             yield waited
-        finally:
-            held.__exit__(None, None, None)
 
 
 def _parameters(
@@ -394,13 +423,3 @@ def _parameters(
         values = dict(given)
     params.refuse_unknown({*values, *params.assigned(drafts.history(), names)}, declared, place)
     return params.build(struct, params.validate(declared, values, place), place)
-
-
-def _environment(hardware: Hardware, backend: Backend | None) -> Environment:
-    if backend is None:
-        return hardware.environment
-    return msgspec.structs.replace(
-        hardware.environment,
-        packages={**hardware.environment.packages, **backend.packages()},
-        compilers={**hardware.environment.compilers, **backend.compilers()},
-    )

@@ -1,0 +1,48 @@
+"""The kernel that runs notebooks: this interpreter, whatever kernels are installed."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from jupyter_client.kernelspec import KernelSpec
+from jupyter_client.manager import AsyncKernelManager
+
+_LONGEST_SOCKET = 90  # sun_path has 104 bytes on macOS, 108 on Linux
+
+
+class ThisInterpreter(AsyncKernelManager):
+    """Starts ``ipykernel`` with ``sys.executable``; needs no installed kernelspec.
+
+    They talk through sockets in a private folder rather than through ports that every user of the
+    machine can open. A folder whose name is too long for sockets leaves the ports.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self._folder = Path(tempfile.mkdtemp(prefix="zk"))
+        self.connection_file = str(self._folder / "k.json")
+        if len(self.connection_file) < _LONGEST_SOCKET:
+            self.transport = "ipc"
+            self.ip = str(self._folder / "k")
+
+    async def _async_cleanup_resources(self, restart: bool = False) -> None:
+        await super()._async_cleanup_resources(restart)
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    cleanup_resources = _async_cleanup_resources
+
+    @property
+    def kernel_spec(self) -> Any:
+        """The command; a history file shared with other kernels would only be locked."""
+        return KernelSpec(
+            argv=[
+                sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}",
+                "--HistoryManager.enabled=False",
+            ],
+            display_name="Python 3",
+            language="python",
+        )  # fmt: skip
