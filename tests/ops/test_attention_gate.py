@@ -117,4 +117,4 @@ def test_rounding_is_to_nearest_even(dtype: str) -> None:
 
 
 def test_unequal_dims_case_exists_at_smoke() -> None:
-    assert prefill(1, 33, 4, 48, value_dim=32) in CASES["smoke"]
+    assert prefill("smoke_unequal", 1, 33, 4, 48, value_dim=32) in CASES["smoke"]

@@ -29,9 +29,12 @@ class Availability(NamedTuple):
 class Device(Protocol):
     """What a row needs to know of the hardware (``zenrepro.hardware.Hardware`` has it)."""
 
-    backend: str
-    device: str
-    compute_capability: tuple[int, int] | None
+    @property
+    def backend(self) -> str: ...
+    @property
+    def device(self) -> str: ...
+    @property
+    def compute_capability(self) -> tuple[int, int] | None: ...
 
 
 class Needs(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -50,8 +53,9 @@ class Needs(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
 class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """One implementation of one op.
 
-    ``function`` is "module:function"; ``sources`` are project-relative files of device code that
-    it compiles; ``paper`` cites the algorithm.
+    ``function`` is "module:function"; ``compiled`` says whether it goes through the backend's own
+    compiler; ``sources`` are project-relative files of device code that it compiles itself;
+    ``paper`` cites the algorithm.
     """
 
     name: str  # "<backend>.<algorithm>", unique in its table
@@ -60,6 +64,7 @@ class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     origin: Origin
     function: str
     needs: Needs
+    compiled: bool = True
     sources: tuple[str, ...] = ()
     paper: str | None = None
 

@@ -16,9 +16,13 @@ Scale = Literal["smoke", "small", "full"]
 
 
 class Case(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """One shape. ``baseline_dtype``: also measured in fp16, the precision of the report's naive
-    baseline. ``model``: the model whose attention this is, where it is one's."""
+    """One shape. ``name`` is None for one that is not in ``CASES``.
 
+    ``baseline_dtype``: also measured in fp16, the precision of the report's naive baseline.
+    ``model``: the model whose attention this is, where it is one's.
+    """
+
+    name: str | None
     phase: Literal["prefill", "decode"]
     batch: int
     query_len: int
@@ -61,6 +65,7 @@ class Case(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
 
 
 def prefill(
+    name: str | None,
     batch: int,
     length: int,
     heads: int,
@@ -75,6 +80,7 @@ def prefill(
 ) -> Case:
     """A prefill of ``length`` tokens; with ``query_len``, its last chunk of that many."""
     return Case(
+        name=name,
         phase="prefill",
         batch=batch,
         query_len=query_len or length,
@@ -90,10 +96,18 @@ def prefill(
 
 
 def decode(
-    batch: int, cache_len: int, heads: int, kv_heads: int, head_dim: int, *, query_len: int = 1
+    name: str | None,
+    batch: int,
+    cache_len: int,
+    heads: int,
+    kv_heads: int,
+    head_dim: int,
+    *,
+    query_len: int = 1,
 ) -> Case:
     """A step of ``query_len`` tokens, the last of a cache of ``cache_len``."""
     return Case(
+        name=name,
         phase="decode",
         batch=batch,
         query_len=query_len,
@@ -106,52 +120,50 @@ def decode(
     )
 
 
-# The report's attention table: its 7B model at batch 32 and length 4096. The report gives neither
-# heads nor width; 24 heads of 128 follow from the sizes that it does give (the model's inferred
-# architecture). Causal, since it is a language model.
-REPORT = prefill(32, 4096, 24, 128, model="zen-mode-7b", baseline_dtype=True)
-
 CASES: dict[Scale, tuple[Case, ...]] = {
     "smoke": (
-        prefill(1, 64, 4, 32),
-        prefill(1, 64, 4, 32, causal=False),
-        prefill(2, 65, 4, 32, kv_heads=2),
-        prefill(1, 1, 2, 16),
-        prefill(1, 33, 4, 48, value_dim=32),
-        prefill(1, 127, 4, 32, query_len=31),
-        decode(2, 129, 4, 4, 32),
-        decode(2, 129, 4, 1, 32),
-        decode(2, 65, 4, 2, 32, query_len=3),
+        prefill("smoke_causal", 1, 64, 4, 32),
+        prefill("smoke_full", 1, 64, 4, 32, causal=False),
+        prefill("smoke_grouped", 2, 65, 4, 32, kv_heads=2),
+        prefill("smoke_one", 1, 1, 2, 16),
+        prefill("smoke_unequal", 1, 33, 4, 48, value_dim=32),
+        prefill("smoke_chunk", 1, 127, 4, 32, query_len=31),
+        decode("smoke_decode", 2, 129, 4, 4, 32),
+        decode("smoke_decode_shared", 2, 129, 4, 1, 32),
+        decode("smoke_verify", 2, 65, 4, 2, 32, query_len=3),
     ),
     "small": (
-        prefill(1, 256, 8, 64),
-        prefill(1, 512, 8, 64),
-        prefill(1, 1024, 8, 64),
-        prefill(1, 1024, 8, 64, causal=False),
-        prefill(1, 2048, 8, 64),
-        decode(1, 4096, 8, 8, 64),
-        decode(8, 1024, 8, 8, 64),
-        decode(8, 4096, 8, 8, 64),
-        decode(8, 4096, 8, 2, 64),
+        prefill("small_256", 1, 256, 8, 64),
+        prefill("small_512", 1, 512, 8, 64),
+        prefill("small_1024", 1, 1024, 8, 64),
+        prefill("small_1024_full", 1, 1024, 8, 64, causal=False),
+        prefill("small_2048", 1, 2048, 8, 64),
+        decode("small_decode_1", 1, 4096, 8, 8, 64),
+        decode("small_decode_8", 8, 4096, 8, 8, 64),
+        decode("small_decode_8_short", 8, 1024, 8, 8, 64),
+        decode("small_decode_8_grouped", 8, 4096, 8, 2, 64),
     ),
     "full": (
         # The same 16384 tokens at every length.
-        prefill(16, 1024, 32, 128),
-        prefill(8, 2048, 32, 128),
-        prefill(4, 4096, 32, 128, baseline_dtype=True),
-        prefill(4, 4096, 32, 128, causal=False, baseline_dtype=True),
-        prefill(2, 8192, 32, 128),
-        prefill(1, 16384, 32, 128),
-        prefill(1, 16384, 32, 128, causal=False),
-        REPORT,
-        decode(1, 4096, 32, 32, 128),
-        decode(1, 16384, 32, 32, 128),
-        decode(32, 4096, 32, 32, 128),
-        decode(32, 16384, 32, 32, 128),
-        decode(1, 4096, 32, 8, 128),
-        decode(1, 16384, 32, 8, 128),
-        decode(32, 4096, 32, 8, 128),
-        decode(32, 16384, 32, 8, 128),
+        prefill("full_1024", 16, 1024, 32, 128),
+        prefill("full_2048", 8, 2048, 32, 128),
+        prefill("full_4096", 4, 4096, 32, 128, baseline_dtype=True),
+        prefill("full_4096_full", 4, 4096, 32, 128, causal=False, baseline_dtype=True),
+        prefill("full_8192", 2, 8192, 32, 128),
+        prefill("full_16384", 1, 16384, 32, 128),
+        prefill("full_16384_full", 1, 16384, 32, 128, causal=False),
+        # The report's attention table: its 7B model at batch 32 and length 4096. It gives neither
+        # heads nor width; 24 heads of 128 follow from the sizes that it does give (the model's
+        # inferred architecture). Causal, since it is a language model.
+        prefill("report", 32, 4096, 24, 128, model="zen-mode-7b", baseline_dtype=True),
+        decode("full_decode_1_4096", 1, 4096, 32, 32, 128),
+        decode("full_decode_1_16384", 1, 16384, 32, 32, 128),
+        decode("full_decode_32_4096", 32, 4096, 32, 32, 128),
+        decode("full_decode_32_16384", 32, 16384, 32, 32, 128),
+        decode("full_decode_1_4096_grouped", 1, 4096, 32, 8, 128),
+        decode("full_decode_1_16384_grouped", 1, 16384, 32, 8, 128),
+        decode("full_decode_32_4096_grouped", 32, 4096, 32, 8, 128),
+        decode("full_decode_32_16384_grouped", 32, 16384, 32, 8, 128),
     ),
 }
 
