@@ -1,0 +1,277 @@
+"""Measurement verdicts: what each machine's records say of each claim.
+
+docs/decisions/verdicts.md says how the cases were decided that DESIGN leaves open.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Literal
+
+import msgspec
+
+from zenrepro.audit import matching
+from zenrepro.audit.matching import Index, Missing, Value
+from zenrepro.claims import Claim, Publication
+from zenrepro.conditions import KEYS
+from zenrepro.printed import Interval
+from zenrepro.records import Record
+from zenrepro.stats import Summary, intervals
+from zenrepro.units import Dimension, unit
+
+Verdict = Literal["reproduced", "exceeded", "not reproduced", "different hardware", "not run"]
+# From best to worst: where several records or readings speak, the best one is printed.
+ORDER: tuple[Verdict, ...] = (
+    "reproduced", "exceeded", "not reproduced", "different hardware", "not run",
+)  # fmt: skip
+
+HIGHER_IS_BETTER = frozenset(
+    ("throughput", "bandwidth", "flop_rate", "utilisation", "quality", "acceptance")
+)
+LOWER_IS_BETTER = frozenset(("time", "latency", "memory", "size", "traffic", "error", "power"))
+# What any machine can settle, whatever its class.
+ANY_HARDWARE = frozenset(("count", "size", "error", "quality", "acceptance"))
+# Upper limits that a vendor states: (quantity, metric) of claims, and the ops that try them.
+CEILINGS: dict[tuple[str, str], tuple[str, ...]] = {
+    ("bandwidth", "peak"): ("copy", "read"),
+    ("flop_rate", "dense"): ("matmul",),
+}
+
+
+class Measurement(msgspec.Struct, frozen=True, kw_only=True):
+    """One claim on one machine.
+
+    ``value``, ``low``, ``high`` in ``unit``, the claim's; ``ratio`` is measured over printed;
+    ``relaxed`` holds conditions that were let differ, as the record has them. ``record`` is what
+    was compared, ``against`` the other operands of a ratio. ``across``: a ratio that was measured
+    on another device class than claimed. ``reading``: the reading under which it holds, None for
+    the words as they stand. ``candidates``: how many values the machine's records give.
+    """
+
+    claim: str
+    machine: str
+    verdict: Verdict
+    reason: str | None = None
+    value: float | None = None
+    low: float | None = None
+    high: float | None = None
+    unit: str | None = None
+    n: int | None = None
+    ratio: float | None = None
+    record: Record | None = None
+    against: tuple[Record, ...] = ()
+    relaxed: dict[str, Any] = {}
+    across: bool = False
+    reading: str | None = None
+    candidates: int = 0
+
+
+def judge(
+    publication: Publication,
+    records: Iterable[Record],
+    names: Mapping[str, Sequence[str]] | None = None,
+) -> list[Measurement]:
+    """Verdicts of every claim on every machine that has records, by machine, in claims' order.
+
+    ``names`` maps the implementations that claims name to those that records name; a claim's name
+    without a backend also stands for the algorithm of that name on any backend.
+    """
+    by_machine: dict[str, list[Record]] = defaultdict(list)
+    for record in records:
+        by_machine[record.machine].append(record)
+    claims = publication.by_id()
+    return [
+        _judge(claim, claims, index, machine)
+        for machine, own in sorted(by_machine.items())
+        for index in [Index(own, names)]
+        for claim in publication.claims
+    ]
+
+
+def _judge(claim: Claim, claims: Mapping[str, Claim], index: Index, machine: str) -> Measurement:
+    nothing = _unmeasurable(claim)
+    if nothing is not None:
+        return Measurement(claim=claim.id, machine=machine, verdict="not run", reason=nothing)
+    reasons: list[str] = []
+    best: Measurement | None = None
+    for variant, reading in _readings(claim):
+        found = _ceilings(variant, index)
+        if found is None:
+            found = matching.values(variant, claims, index)
+        if isinstance(found, Missing):
+            reasons.append(found.reason)
+            continue
+        for value in found:
+            judged = _verdict(variant, claims, value, machine, reading, len(found))
+            if best is None or _rank(judged) < _rank(best):
+                best = judged
+    if best is not None:
+        return best
+    return Measurement(claim=claim.id, machine=machine, verdict="not run", reason=reasons[0])
+
+
+def _unmeasurable(claim: Claim) -> str | None:
+    """Why no measurement can speak of a claim, None where one can."""
+    if claim.kind in ("formula", "trend", "categorical"):
+        return f"states a {claim.kind}" if claim.kind != "categorical" else "states no number"
+    if claim.quantity == "count" and claim.metric in KEYS:
+        return "states a condition"
+    return None
+
+
+def _readings(claim: Claim) -> Iterator[tuple[Claim, str | None]]:
+    """The claim as written, then as each reading that sets something has it."""
+    yield claim, None
+    for reading in claim.readings:
+        given = {
+            name: value
+            for name in ("quantity", "metric", "unit", "relation", "of", "baseline")
+            if (value := getattr(reading, name)) is not None
+        }
+        if reading.conditions:
+            given["conditions"] = {**claim.conditions, **reading.conditions}
+        if given:
+            yield msgspec.structs.replace(claim, **given), reading.text
+
+
+def _rank(measurement: Measurement) -> tuple[Any, ...]:
+    """Sorts values of one claim: the best verdict, then the fewest liberties taken."""
+    return (
+        ORDER.index(measurement.verdict),
+        len(measurement.relaxed),
+        measurement.reading is not None,
+        measurement.across,
+        abs((measurement.ratio if measurement.ratio is not None else 0.0) - 1.0),
+    )
+
+
+def _ceilings(claim: Claim, index: Index) -> list[Value] | Missing | None:
+    """Measured values of a stated ceiling, None for a claim that states none."""
+    ops = CEILINGS.get((claim.quantity, claim.metric))
+    if ops is None or claim.kind not in ("scalar", "interval"):
+        return None
+    dimension = unit(claim.unit).dimension
+    out: list[Value] = []
+    reasons: list[str] = []
+    for entry in index.by_quantity.get((claim.quantity, dimension), []):
+        record = entry.record
+        if record.conditions.get("op") not in ops:
+            continue
+        if claim.conditions.get("dtype") not in (None, record.conditions.get("dtype")):
+            continue
+        if entry.summary is None:
+            reasons.append(f"{record.status}: {record.reason or 'its samples flagged'}")
+            continue
+        same = record.device_class.platform == claim.conditions.get("platform")
+        out.append(
+            Value(entry.summary, dimension, (record,), {}, same, record.conditions, entry.backend)
+        )
+    if not out:
+        return Missing(reasons[0] if reasons else f"no {claim.quantity} ceiling was measured")
+    # A ceiling is the most that any of them reached.
+    return [max(out, key=lambda value: value.summary.value)]
+
+
+def _verdict(
+    claim: Claim,
+    claims: Mapping[str, Claim],
+    value: Value,
+    machine: str,
+    reading: str | None,
+    candidates: int,
+) -> Measurement:
+    own = unit(claim.unit)
+    measured = intervals.scaled(value.summary, 1.0 / own.factor)
+    printed = claim.interval()
+    middle = claim.value if isinstance(claim.value, int | float) else sum(printed) / 2
+    ratio = measured.value / middle if middle else None
+    derived = claim.kind in ("ratio", "share")
+    ceiling = (claim.quantity, claim.metric) in CEILINGS and not derived
+    verdict: Verdict
+    reason: str | None = None
+    if not derived and not value.same_class and claim.quantity not in ANY_HARDWARE:
+        verdict = "different hardware"
+        if claim.conditions.get("platform") is None:
+            reason = "the report names no hardware for it"
+    elif ceiling:
+        verdict, reason = _against_ceiling(measured, printed, claim.tolerance, ratio)
+    else:
+        verdict = _against(measured, printed, claim, better(claim, claims))
+    return Measurement(
+        claim=claim.id,
+        machine=machine,
+        verdict=verdict,
+        reason=reason,
+        value=measured.value,
+        low=measured.low,
+        high=measured.high,
+        unit=claim.unit,
+        n=measured.n,
+        ratio=ratio,
+        record=value.records[0],
+        against=value.records[1:],
+        relaxed=value.relaxed,
+        across=derived and not value.same_class,
+        reading=reading,
+        candidates=candidates,
+    )
+
+
+def widened(measured: Summary, tolerance: float) -> Interval:
+    """The 95 % interval, wider by the tolerance at each end."""
+    return Interval(
+        measured.low - tolerance * abs(measured.low), measured.high + tolerance * abs(measured.high)
+    )
+
+
+def _against(measured: Summary, printed: Interval, claim: Claim, direction: int) -> Verdict:
+    wide = widened(measured, claim.tolerance)
+    if claim.relation == "≥":
+        holds = wide.high >= printed.low
+    elif claim.relation == "≤":
+        holds = wide.low <= printed.high
+    else:
+        holds = wide.meets(printed)
+    if holds:
+        return "reproduced"
+    above = wide.low > printed.high
+    if (above and direction > 0) or (not above and direction < 0):
+        return "exceeded"
+    return "not reproduced"
+
+
+def _against_ceiling(
+    measured: Summary, printed: Interval, tolerance: float, ratio: float | None
+) -> tuple[Verdict, str | None]:
+    """A stated peak is an upper limit: what stays below it agrees with it."""
+    reached = None if ratio is None else f"reaches {ratio:.0%} of the stated limit"
+    if measured.low > printed.high * (1 + tolerance):
+        return "exceeded", reached
+    return "reproduced", reached
+
+
+def better(claim: Claim, claims: Mapping[str, Claim], above: frozenset[str] = frozenset()) -> int:
+    """1 where higher is better, -1 where lower is, 0 where neither can be said."""
+    if claim.kind not in ("ratio", "share"):
+        return _of_quantity(claim.quantity, claim.metric, unit(claim.unit).dimension)
+    if claim.metric == "speedup":
+        return 1
+    above |= {claim.id}
+    inner = {better(claims[name], claims, above) for name in claim.of if name not in above}
+    direction = inner.pop() if len(inner) == 1 else 0
+    if claim.metric in ("reduction", "reduction_factor"):
+        return -direction if claim.of else 1
+    if claim.metric in ("ratio", "increase", "difference", "sum"):
+        return direction
+    return 0
+
+
+def _of_quantity(quantity: str, metric: str, dimension: Dimension) -> int:
+    if quantity == "energy_per_token":
+        return 1 if dimension.J < 0 else -1
+    if (quantity, metric) == ("memory", "capacity"):
+        return 1
+    if quantity in HIGHER_IS_BETTER:
+        return 1
+    return -1 if quantity in LOWER_IS_BETTER else 0
