@@ -22,9 +22,9 @@ def render(project: Project) -> Path:
 
 
 def _render(evidence: Evidence) -> tuple[Path, dict[str, bytes]]:
-    from zenrepro.report import document
+    from zenrepro.report import document, figures
 
-    drawn = []
+    drawn = figures.draw(evidence)
     text = document.render_tex(evidence, drawn)
     files = document.files(evidence, text, drawn)
     folder = evidence.project.templates / "generated"

@@ -15,7 +15,6 @@ from zenrepro.report import summary, tables, tex
 from zenrepro.report.escape import Tex, escape
 from zenrepro.report.evidence import BODY_MACHINES, Evidence
 from zenrepro.report.figures import Figure
-from zenrepro.report.numbers import Number, published
 
 MAIN = "report.tex"
 TEMPLATE = "report.tex.jinja"
@@ -122,13 +121,16 @@ class _Document:
         left = [name for name in self.figures if f"figure {name}" not in self.placed]
         return Tex("\n".join(self.figure(name) for name in left))
 
-    def claim(self, name: str) -> Number | str:
+    def claim(self, name: str) -> Tex:
         """A published value, for prose: no number is typed in a template."""
         claims = self.evidence.claims
         if name not in claims:
             raise InputError(f"a template cites claim {name!r}, which does not exist")
-        claim = claims[name]
-        return published(claim.printed, claim.unit) if claim.printed else str(claim.value)
+        shown = tables.published_value(claims[name])
+        sign = escape(f"{shown.relation} ") if shown.relation else ""
+        if shown.high is not None:
+            return Tex(f"{sign}{tex.bare(shown.value)} to {tex.finalise(shown.high)}")
+        return Tex(sign + tex.finalise(shown.value))
 
     def finding_refs(self, name: str) -> Tex:
         """Links to the findings about a claim: ``F3, F7``; a dash when there is none."""
@@ -160,14 +162,19 @@ class _Document:
         out = []
         for machine in self.evidence.machines:
             entries = [e for e in self.evidence.records if e.record.machine == machine.name]
-            out.append({"title": machine.title, "groups": summary.record_groups(entries)})
+            out.append(
+                {
+                    "title": machine.title,
+                    "groups": summary.record_groups(entries, self.evidence.words),
+                }
+            )
         return out
 
     def _assumed_bounds(self) -> list[dict[str, str]]:
         claims = self.evidence.claims
         return [
             {
-                "words": summary.claim_in_words(claims[bound.claim]).words,
+                "words": summary.claim_in_words(claims[bound.claim], self.evidence.words).words,
                 "arithmetic": bound.arithmetic,
                 "assumption": bound.assumption,
             }

@@ -15,6 +15,8 @@ from zenrepro.claims import Claim, Publication
 from zenrepro.errors import InputError
 from zenrepro.paths import MARKER, Project
 from zenrepro.records import Record
+from zenrepro.report import wording
+from zenrepro.report.wording import Words
 from zenrepro.specs import Datasheet
 
 if TYPE_CHECKING:
@@ -76,6 +78,7 @@ class Evidence:
     body: list[str]
     audit: Audit
     measurements: list[Measurement]
+    words: Words
     records: list[RecordEntry] = field(default_factory=list)
     findings: list[FindingEntry] = field(default_factory=list)
 
@@ -140,6 +143,10 @@ def assemble(
         body=(project.machines or [m.name for m in machines])[:BODY_MACHINES],
         audit=audit,
         measurements=list(measurements),
+        words=wording.load(
+            project.templates / wording.LABELS,
+            {platform: sheet.name for platform, sheet in datasheets.items()},
+        ),
         records=entries,
         findings=[FindingEntry(i, finding) for i, finding in enumerate(ordered, start=1)],
     )

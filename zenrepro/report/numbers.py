@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from zenrepro import printed as printed_module
 from zenrepro.report.escape import Tex
-from zenrepro.units import UNITS, unit
+from zenrepro.units import unit
 
 # Why a cell is empty. The letters stand beside the dash, the words in the table's note.
 CODES: dict[str, str] = {
@@ -122,7 +122,7 @@ def tex(number: Number, *, with_unit: bool = True) -> Tex:
     r"""siunitx TeX: ``\qty{31203 +- 40}{token/s}``. Raises NotPrintable, InputError (unit)."""
     mantissa, width, exponent = split(number)
     body = mantissa + (f" +- {width}" if width else "") + (f"e{exponent}" if exponent else "")
-    name = unit(number.unit).tex
+    name = unit_tex(number.unit)
     if number.unit == "x":
         return Tex(rf"\num{{{body}}}\,\ensuremath{{\times}}" if with_unit else rf"\num{{{body}}}")
     if not with_unit or not name:
@@ -137,12 +137,23 @@ def text(number: Number, *, with_unit: bool = True) -> str:
     if exponent:
         body = f"({body})" if width else body
         body += "×10" + str(exponent).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
-    symbol = unit(number.unit).symbol
-    if not with_unit or symbol in ("1", "count"):
-        return body
-    if symbol == "x":
+    if number.unit == "x" and with_unit:
         return f"{body}×"
-    return f"{body}\u00a0{UNITS[symbol].symbol.replace('us', 'µs') if symbol[:2] == 'us' else symbol}"
+    symbol = unit_text(number.unit)
+    return f"{body}\u00a0{symbol}" if with_unit and symbol else body
+
+
+def unit_tex(symbol: str) -> str:
+    """A unit as siunitx reads it; empty where a number stands alone. Raises InputError."""
+    return "billion" if symbol == "Gparameter" else unit(symbol).tex
+
+
+def unit_text(symbol: str) -> str:
+    """A unit in plain text; empty where a number stands alone. Raises InputError."""
+    known = unit(symbol).symbol
+    if known in ("1", "count"):
+        return ""
+    return {"Gparameter": "billion", "us": "µs", "us/token": "µs/token", "x": "×"}.get(known, known)
 
 
 def _grouped(digits: str) -> str:

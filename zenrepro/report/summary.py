@@ -20,6 +20,7 @@ from zenrepro.report.evidence import (
     RecordEntry,
 )
 from zenrepro.report.numbers import Missing, Number
+from zenrepro.report.wording import Words
 
 TOP_FINDINGS = 7
 
@@ -109,14 +110,14 @@ class RecordGroup:
     rows: list[PrintedRecord]
 
 
-def claim_in_words(claim: Claim) -> ClaimInWords:
+def claim_in_words(claim: Claim, words: Words) -> ClaimInWords:
     """How a list of findings names a claim."""
     printed = claim.printed or ""
     if printed and claim.unit == "x":
         printed += "×"
     elif printed and claim.unit not in ("1", "count"):
         printed += f" {claim.unit}"
-    return ClaimInWords(claim.id, wording.describe(claim), printed, claim.where.line)
+    return ClaimInWords(claim.id, words.describe(claim), printed, claim.where.line)
 
 
 def findings(evidence: Evidence) -> list[PrintedFinding]:
@@ -126,7 +127,7 @@ def findings(evidence: Evidence) -> list[PrintedFinding]:
 
 def _finding(evidence: Evidence, entry: FindingEntry) -> PrintedFinding:
     claims = evidence.claims
-    named = [claim_in_words(claims[name]) for name in entry.finding.claims]
+    named = [claim_in_words(claims[name], evidence.words) for name in entry.finding.claims]
     words = [f"{c.words} ({c.printed})" if c.printed else c.words for c in named[:2]]
     more = f" and {len(named) - 2} more" if len(named) > 2 else ""
     return PrintedFinding(
@@ -134,7 +135,7 @@ def _finding(evidence: Evidence, entry: FindingEntry) -> PrintedFinding:
         key=entry.key,
         finding=entry.finding,
         claims=named,
-        against=[claim_in_words(claims[name]) for name in entry.finding.against],
+        against=[claim_in_words(claims[name], evidence.words) for name in entry.finding.against],
         subject="; ".join(words) + more,
     )
 
@@ -187,8 +188,11 @@ def _facts(machine: Machine) -> Iterator[tuple[str, str]]:
         ("Runtime", "runtime"),
     ):
         yield name, _distinct(getattr(e, field) for e in environments)
-    yield "Power limit", _distinct(
-        f"{e.power_limit_w:g} W" if e.power_limit_w is not None else None for e in environments
+    yield (
+        "Power limit",
+        _distinct(
+            f"{e.power_limit_w:g} W" if e.power_limit_w is not None else None for e in environments
+        ),
     )
     yield "Idle power", _range([e.idle_power_w for e in environments], "W")
     for clock in sorted({name for e in environments for name in e.clocks_mhz}):
@@ -251,12 +255,12 @@ def provenance(evidence: Evidence) -> str:
     )
 
 
-def record_groups(entries: list[RecordEntry]) -> list[RecordGroup]:
+def record_groups(entries: list[RecordEntry], words: Words) -> list[RecordGroup]:
     """One machine's records, by implementation and conditions."""
 
     def key(entry: RecordEntry) -> tuple[str, str, str]:
         record = entry.record
-        phrase = wording.conditions(record.conditions) or "no conditions"
+        phrase = words.conditions(record.conditions) or "no conditions"
         return record.experiment, record.implementation, phrase
 
     return [

@@ -11,11 +11,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from zenrepro.claims import Claim, Formula
+from zenrepro.claims import Claim
 from zenrepro.errors import InputError
 from zenrepro.report import wording
 from zenrepro.report.evidence import Evidence, FindingEntry, identity_key
+from zenrepro.report.formulas import Formatted, formatted
 from zenrepro.report.numbers import CODES, Missing, Number, published
+from zenrepro.report.wording import Words
 from zenrepro.units import convert
 
 if TYPE_CHECKING:
@@ -30,7 +32,7 @@ MARKS = {
     "different hardware": "≠",
 }
 
-Value = Number | Missing | str
+Value = Number | Missing | Formatted | str
 
 
 @dataclass(frozen=True)
@@ -114,9 +116,26 @@ class Table:
         return {line.label for line in self.lines}
 
     @property
+    def wordy_mm(self) -> int:
+        """The width of the published column, in millimetres, where it has to hold texts; else 0."""
+        longest = max(
+            (
+                len(value.text if isinstance(value, Formatted) else value)
+                for value in (line.published.value for line in self.lines)
+                if isinstance(value, Formatted | str)
+            ),
+            default=0,
+        )
+        return 0 if longest <= 10 else 22 if longest <= 16 else 34
+
+    @property
     def wordy(self) -> bool:
-        """Whether a published value is a text, which needs a column that breaks lines."""
-        return any(isinstance(line.published.value, str) for line in self.lines)
+        return self.wordy_mm > 0
+
+    @property
+    def label_mm(self) -> int:
+        """The width of the first column, in millimetres, that the others leave."""
+        return {0: 62, 1: 58, 2: 44}.get(len(self.machines), 36) - self.wordy_mm // 3
 
     @property
     def ratios(self) -> bool:
@@ -180,23 +199,25 @@ def build(evidence: Evidence, name: str, machines: Sequence[str] | None = None) 
     claims.sort(key=lambda c: c.where.line)
     bounds = _tightest(evidence.audit.bounds)
     judged = {(m.claim, m.machine): m for m in evidence.measurements}
+    words = evidence.words
     rows: dict[str, list[Line]] = {}
     for claim in claims:
-        label = _place(claim) if in_text else (claim.where.row or wording.place(claim))
+        row = claim.where.row
+        label = wording.place(claim) if in_text or not row else words.row(name, row)
         rows.setdefault(label, []).append(
             Line(
                 claim=claim,
-                label=_label(claim, in_text),
+                label=_label(claim, words),
                 unit=_shared_unit(claim),
-                published=_published(claim),
+                published=published_value(claim),
                 limit=_limit(claim, bounds.get(claim.id)),
-                measured=[_measured(claim, judged.get((claim.id, m)), m) for m in chosen],
+                measured=[_measured(judged.get((claim.id, m)), m, words) for m in chosen],
                 audit=evidence.audit.verdicts.get(claim.id, "unverifiable"),
                 findings=evidence.findings_of(claim.id),
             )
         )
     groups = [Group(label, lines) for label, lines in rows.items()]
-    title = "Claims made in sentences and formulas" if in_text else name
+    title = "Claims made in sentences and formulas" if in_text else words.table(name)
     return Table(name, title, chosen, groups)
 
 
@@ -214,46 +235,37 @@ def measured_only(table: Table) -> Table:
     return Table(table.name, table.title, table.machines, groups)
 
 
-def _place(claim: Claim) -> str:
-    where = claim.where
-    if where.part in ("abstract", "conclusion", "title"):
-        return where.part.capitalize()
-    return where.section or where.part.capitalize()
-
-
-def _label(claim: Claim, in_text: bool) -> str:
-    if not in_text and claim.where.column:
-        return claim.where.column
-    return wording.describe(claim)
+def _label(claim: Claim, words: Words) -> str:
+    if claim.where.table is not None:
+        return words.label(claim)
+    return f"{words.describe(claim)}, line {claim.where.line}"
 
 
 def _shared_unit(claim: Claim) -> str:
     return "" if claim.printed is None or claim.unit in ("1", "count") else claim.unit
 
 
-def _published(claim: Claim) -> Published:
+def published_value(claim: Claim) -> Published:
+    """What the report prints of a claim."""
     relation = "" if claim.relation == "=" else claim.relation
     if claim.kind == "interval" and isinstance(claim.value, list):
         low, high = (Number(float(end), claim.unit, digits=_exact(end)) for end in claim.value)
         return Published(relation, low, high)
     if claim.printed is not None:
         return Published(relation, published(claim.printed, claim.unit))
-    if claim.formula is not None and claim.formula.left and claim.formula.right:
-        return Published("", _formula(claim.formula))
+    if claim.formula is not None and (shown := formatted(claim.formula)).text:
+        return Published("", shown)
     if isinstance(claim.value, bool):
         return Published("", "yes" if claim.value else "no")
     if isinstance(claim.value, int | float):
-        return Published(relation, Number(float(claim.value), claim.unit, digits=_exact(claim.value)))
+        return Published(
+            relation, Number(float(claim.value), claim.unit, digits=_exact(claim.value))
+        )
     return Published(relation, claim.value if isinstance(claim.value, str) else Missing("p"))
 
 
 def _exact(value: float) -> str:
     return f"{value:.12g}" if "e" not in f"{value:.12g}" else f"{value:f}"
-
-
-def _formula(formula: Formula) -> str:
-    sign = {"=": "=", "<=": "≤", ">=": "≥", "order": "∼"}[formula.relation]
-    return f"{formula.left} {sign} {formula.right}".replace("**", "^").replace("*", "·")
 
 
 def _tightest(bounds: Iterable[Bound]) -> dict[str, Bound]:
@@ -283,7 +295,7 @@ def _limit(claim: Claim, bound: Bound | None) -> Limit | None:
     )
 
 
-def _measured(claim: Claim, measurement: Measurement | None, machine: str) -> Measured:
+def _measured(measurement: Measurement | None, machine: str, words: Words) -> Measured:
     if measurement is None:
         return Measured(machine, Missing("n", "no verdict"), "not run")
     if measurement.value is None:
@@ -303,7 +315,7 @@ def _measured(claim: Claim, measurement: Measurement | None, machine: str) -> Me
         mark=MARKS.get(measurement.verdict, ""),
         record=identity_key(measurement.record) if measurement.record else None,
         ratio=ratio,
-        note=wording.conditions(measurement.relaxed) if measurement.relaxed else "",
+        note=words.conditions(measurement.relaxed) if measurement.relaxed else "",
     )
 
 

@@ -16,6 +16,7 @@ import jinja2
 from zenrepro.errors import InputError
 from zenrepro.report import numbers
 from zenrepro.report.escape import Tex, escape, url
+from zenrepro.report.formulas import Formatted
 from zenrepro.report.numbers import Missing, Number
 
 PACKAGED = Path(__file__).parent / "templates"
@@ -30,6 +31,8 @@ def finalise(value: Any) -> str:
         return numbers.tex(value)
     if isinstance(value, Missing):
         return missing(value)
+    if isinstance(value, Formatted):
+        return value.tex
     if isinstance(value, jinja2.Undefined):
         return str(value)  # StrictUndefined raises here, naming the variable
     numbers.check(value)
@@ -47,14 +50,16 @@ def missing(value: Missing) -> Tex:
 
 def bare(value: Any) -> Tex:
     """A number without its unit (tables name the unit once, with the quantity)."""
-    return numbers.tex(value, with_unit=False) if isinstance(value, Number) else Tex(finalise(value))
+    return (
+        numbers.tex(value, with_unit=False) if isinstance(value, Number) else Tex(finalise(value))
+    )
 
 
-def unit_tex(symbol: str) -> Tex:
+def bare_unit(symbol: str) -> Tex:
     """A unit alone."""
     if symbol == "x":
         return Tex(r"\ensuremath{\times}")
-    name = numbers.unit(symbol).tex
+    name = numbers.unit_tex(symbol)
     return Tex(rf"\unit{{{name}}}" if name else "")
 
 
@@ -91,7 +96,7 @@ def environment(templates: Path) -> jinja2.Environment:
         undefined=jinja2.StrictUndefined,
     )
     env.filters.update(
-        bare=bare, unit=unit_tex, url=url, plain=plain, stacked=stacked, tex=lambda text: Tex(text)
+        bare=bare, unit=bare_unit, url=url, plain=plain, stacked=stacked, tex=lambda text: Tex(text)
     )
     return env
 

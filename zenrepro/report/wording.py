@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+import yaml
+
 from zenrepro.claims import Claim
-from zenrepro.conditions import Conditions
-from zenrepro.records import Record
+from zenrepro.errors import InputError
 
 # Condition keys in the order in which a reader asks for them, with a phrase for each value.
 _PHRASES: dict[str, str] = {
@@ -21,7 +23,7 @@ _PHRASES: dict[str, str] = {
     "weights": "{} weights",
     "batch": "batch {}",
     "chips": "{} chips",
-    "seq_len": "{} tokens long",
+    "seq_len": "sequence {}",
     "cache_len": "cache {}",
     "query_len": "query {}",
     "heads": "{} heads",
@@ -38,7 +40,6 @@ _PHRASES: dict[str, str] = {
     "experts": "{} experts",
     "top_k": "top {}",
 }
-_PREFIXED = {"seq_len": "sequence {}"}
 _ACRONYMS = {
     "tdp": "TDP",
     "tpot": "TPOT",
@@ -47,73 +48,147 @@ _ACRONYMS = {
     "gsm8k": "GSM8K",
     "flop": "FLOP",
     "flops": "FLOPs",
+    "top_k": "experts a token",
+    "gamma": "drafted tokens",
+    "chips": "chips",
+    "accuracy": "accuracy",
 }
 _GENERIC_METRICS = frozenset(
     {"rate", "ratio", "share", "weights", "dense", "draw", "median", "value", "peak", "accuracy"}
 )
 
-
-def conditions(given: Mapping[str, Any], leave: frozenset[str] = frozenset()) -> str:
-    """Conditions as a phrase: ``decode, bf16, batch 8, cache 4096``."""
-    parts = []
-    rest = [key for key in given if key not in _PHRASES]
-    for key in (*_PHRASES, *sorted(rest)):
-        if key not in given or key in leave:
-            continue
-        value = given[key]
-        if key == "causal":
-            parts.append("causal" if value else "not causal")
-        elif key == "overlap":
-            parts.append("overlapped" if value else "not overlapped")
-        elif isinstance(value, list | tuple):
-            parts.append(" + ".join(str(v) for v in value) or f"no {key}")
-        elif key == "chips" and value == 1:
-            parts.append("1 chip")
-        else:
-            phrase = _PREFIXED.get(key) or _PHRASES.get(key, key.replace("_", " ") + " {}")
-            parts.append(phrase.format(_words(value)))
-    return ", ".join(parts)
+_OPS = {
+    "mla_prefill": "MLA prefill",
+    "mla_decode": "MLA decode",
+    "moe_route": "MoE routing",
+    "moe_dispatch": "MoE dispatch",
+    "moe_combine": "MoE combination",
+    "moe_layer": "MoE layer",
+    "gemm_w4a16": "W4A16 matrix product",
+    "gemm_w8a16": "W8A16 matrix product",
+    "gemm_w8a8": "W8A8 matrix product",
+    "decode_step": "decode step",
+    "matmul": "matrix product",
+}  # fmt: skip
+LABELS = "labels.yaml"
+_SECTIONS = ("tables", "rows", "columns", "values")
 
 
-def _words(value: Any) -> str:
-    if isinstance(value, bool) or not isinstance(value, int):
-        return str(value)
-    return f"{value:,}"
+class Words:
+    """A report's words for its own names, from ``labels.yaml`` beside its templates.
+
+    ``tables``, ``rows`` (by ``table/row`` or ``row``), ``columns`` and ``values`` (of conditions)
+    map what the claims call something to what print calls it. What is not listed is printed as it
+    is; platforms are called what their datasheets call them.
+    """
+
+    def __init__(self, labels: Mapping[str, Mapping[str, str]], platforms: Mapping[str, str]):
+        self.labels = labels
+        self.platforms = platforms
+
+    def table(self, name: str) -> str:
+        return self._label("tables", name)
+
+    def row(self, table: str, row: str) -> str:
+        rows = self.labels.get("rows", {})
+        return rows.get(f"{table}/{row}", rows.get(row, row))
+
+    def column(self, name: str) -> str:
+        return self._label("columns", name)
+
+    def value(self, key: str, value: Any) -> str:
+        """One value of a condition."""
+        if isinstance(value, bool) or not isinstance(value, int | str):
+            return str(value)
+        if isinstance(value, int):
+            return f"{value:,}"
+        if key == "platform" and value in self.platforms:
+            return self.labels.get("values", {}).get(value, self.platforms[value])
+        if key == "op":
+            return _OPS.get(value, value)
+        return self._label("values", value)
+
+    def _label(self, section: str, name: str) -> str:
+        return self.labels.get(section, {}).get(name, name)
+
+    def conditions(self, given: Mapping[str, Any], leave: frozenset[str] = frozenset()) -> str:
+        """Conditions as a phrase: ``decode, bf16, batch 8, cache 4,096``."""
+        parts = []
+        rest = [key for key in given if key not in _PHRASES]
+        for key in (*_PHRASES, *sorted(rest)):
+            if key not in given or key in leave:
+                continue
+            value = given[key]
+            if key == "causal":
+                parts.append("causal" if value else "not causal")
+            elif key == "overlap":
+                parts.append("overlapped" if value else "not overlapped")
+            elif isinstance(value, list | tuple):
+                joined = " + ".join(self.value(key, v) for v in value)
+                parts.append(joined or f"no {key}")
+            elif key == "chips" and value == 1:
+                parts.append("1 chip")
+            else:
+                phrase = _PHRASES.get(key, key.replace("_", " ") + " {}")
+                parts.append(phrase.format(self.value(key, value)))
+        return ", ".join(parts)
+
+    def describe(self, claim: Claim) -> str:
+        """One claim in words: its cell, or what it states under which conditions."""
+        where = claim.where
+        if where.table is not None:
+            row = self.row(where.table, where.row) if where.row else ""
+            what = self.label(claim)
+            return f"{self.table(where.table)}: {row + ', ' if row else ''}{what}"
+        phrase = self.conditions(claim.conditions)
+        what = quantity(claim.quantity, claim.metric)
+        return f"{what} ({phrase})" if phrase else what
+
+    def label(self, claim: Claim) -> str:
+        """What a claim states of its row: the column, or the quantity where that says more."""
+        if claim.where.column and claim.kind not in ("categorical",):
+            return self.column(claim.where.column)
+        if claim.where.column and claim.quantity != "spec":
+            return self.column(claim.where.column)
+        return quantity(claim.quantity, claim.metric)
+
+
+def load(path: Path, platforms: Mapping[str, str]) -> Words:
+    """The words of a project; none where it has no such file. Raises InputError naming the key."""
+    if not path.is_file():
+        return Words({}, platforms)
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InputError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(raw, dict):
+        raise InputError(f"{path}: wants sections {', '.join(_SECTIONS)}")
+    for section, entries in raw.items():
+        if section not in _SECTIONS:
+            raise InputError(f"{path}: unknown section {section!r}; known: {', '.join(_SECTIONS)}")
+        if not isinstance(entries, dict):
+            raise InputError(f"{path}: {section} wants names and their words")
+        for name, words in entries.items():
+            if not isinstance(name, str) or not isinstance(words, str):
+                raise InputError(f"{path}: {section}: {name!r} and {words!r} must both be texts")
+    return Words(raw, platforms)
 
 
 def quantity(name: str, metric: str) -> str:
     """A quantity with its metric where that says more: ``latency (TPOT)``."""
     base = name.replace("flop_rate", "FLOP rate").replace("_", " ")
+    said = _ACRONYMS.get(metric, metric.replace("_", " "))
+    if name in ("spec", "quality", "ratio", "count") and metric not in ("ratio", "share"):
+        return said
     if metric in _GENERIC_METRICS or metric == name:
         return base
-    return f"{base} ({_ACRONYMS.get(metric, metric.replace('_', ' '))})"
+    return f"{base} ({said})"
 
 
 def place(claim: Claim) -> str:
-    """Where a claim stands: ``abstract, line 42`` or ``Table «…», line 99``."""
+    """Where a claim stands, without its row: ``abstract``, ``caption``, ``section 3``."""
     where = claim.where
-    if where.part == "table" and where.table:
-        return f"table “{where.table}”, line {where.line}"
-    if where.section and where.section.lower() != where.part:
-        return f"{where.part}, {where.section}, line {where.line}"
-    return f"{where.part}, line {where.line}"
-
-
-def describe(claim: Claim) -> str:
-    """One claim in words, for the table of the text's claims and the lists of findings."""
-    where = claim.where
-    if where.part == "table":
-        cell = ", ".join(part for part in (where.row, where.column) if part)
-        if cell:
-            return cell
-    if where.row or where.column:
-        return ", ".join(part for part in (where.row, where.column) if part)
-    what = quantity(claim.quantity, claim.metric)
-    stated: Conditions = claim.conditions
-    phrase = conditions(stated)
-    return f"{what}: {phrase}" if phrase else what
-
-
-def record_name(record: Record) -> str:
-    """What a record measured, without the machine: implementation and quantity."""
-    return f"{record.implementation}, {quantity(record.quantity, record.metric)}"
+    if where.part == "table" and where.table is not None:
+        return "Stated with the table"
+    names = {"formula": "Formulas", "listing": "Listings", "table": "Names in tables"}
+    return where.section or names.get(where.part, where.part.capitalize())
