@@ -210,21 +210,40 @@ def test_jetson_uses_the_systems_torch(project: Path, monkeypatch: pytest.Monkey
 
 
 def test_missing_tex_is_said_and_not_an_error(
-    project: Path, capsys: pytest.CaptureFixture[str]
+    project: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     line = "no PDF (HTML and experiments work): latexmk not found; sudo apt-get install latexmk"
+    looks: list[bool] = []
 
     class NoTex(FakeCommands):
         def __call__(self, command: list[str], log: Path, keep_open: int) -> int:
-            if str(command[-2]) == "--install":
+            if "systempackages" in " ".join(command):
+                looks.append("--install" in command)
                 log.write_text(f"ERROR: {line}\n")
                 return 1
             return super().__call__(command, log, keep_open)
 
+    monkeypatch.delenv("INSTALL_TEX", raising=False)
     make(project, NoTex())
+    assert not is_ready(project)
     capsys.readouterr()
-    assert bootstrap.set_up("report", force=False, project=project) == 0
-    assert capsys.readouterr().err == f"setup: {line}\n"
+    again = NoTex()
+    make(project, again)
+    assert again.calls == [], "nothing but TeX is looked at again"
+    monkeypatch.setenv("INSTALL_TEX", "1")
+    make(project, NoTex())
+    assert looks == [True, False, True]
+    make(project, FakeCommands())
+    assert is_ready(project), "TeX has come meanwhile"
+
+
+def test_the_line_about_tex_ends_the_set_up(
+    project: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = {"steps": {}, "system": {"tex": {"ok": False, "line": "no PDF: install latexmk"}}}
+    monkeypatch.setattr(bootstrap.Setup, "make", lambda *arguments: state)
+    assert bootstrap.set_up("report", force=True, project=project) == 0
+    assert capsys.readouterr().err == "setup: no PDF: install latexmk\n"
 
 
 def test_a_second_set_up_waits_for_the_first(project: Path) -> None:

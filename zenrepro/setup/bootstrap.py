@@ -43,7 +43,7 @@ PURPOSES = {
     "check": ("core", "lint", "project"),
     "test": (*EVERY_RUN, "test", "lint"),
 }
-SYSTEM = {"report": "tex", "evidence": "tex", "test": "tex,tests"}
+SYSTEM = {"report": ("tex",), "evidence": ("tex",), "test": ("tex", "tests")}
 
 # Which lock, and which extra stands for a step where it is not the step's own name.
 PLATFORMS: Dict[str, Any] = {
@@ -177,6 +177,7 @@ class Setup:
         here = project / "zenrepro" / "setup"
         self.lock = here / "locks" / f"{PLATFORMS[self.platform]['lock']}.txt"
         self.needs = [step for step in STEPS if step in PURPOSES[purpose]]
+        self.groups = SYSTEM.get(purpose, ())
         self.heal, self.system = here / "halfinstalled.py", here / "systempackages.py"
 
     def key(self) -> str:
@@ -204,8 +205,10 @@ class Setup:
         return state if whole and not (self.venv / UNFINISHED).exists() else {}
 
     def is_ready(self, state: dict[str, Any]) -> bool:
-        done = set(state.get("steps", {})) >= set(self.needs)
-        return done and self.purpose in state.get("purposes", ())
+        """Whether ``state`` covers this purpose: every step and every group of system packages."""
+        system = state.get("system", {})
+        have = all(system.get(group, {}).get("ok") for group in self.groups)
+        return have and set(state.get("steps", {})) >= set(self.needs)
 
     # -- the way there -----------------------------------------------------------------------
 
@@ -214,9 +217,10 @@ class Setup:
         old = {} if force else self.state()
         steps = dict(old.get("steps", {}))
         system = dict(old.get("system", {}))
-        self._venv(keep_open)
         left = [step for step in self.needs if step not in steps]
-        say(f"{self.platform}, {len(left)} steps into .venv (log: .venv/{LOG})")
+        if left:
+            self._venv(keep_open)
+            say(f"{self.platform}, {len(left)} steps into .venv (log: .venv/{LOG})")
         warning = driver_warning() if self.platform.endswith("-cuda") else None
         if warning:
             say(warning)
@@ -232,15 +236,15 @@ class Setup:
                 )
             result = f"not available: {reason}" if reason else "done"
             say(f"[{i}/{len(left)}] {step} {result} ({time.monotonic() - started:.0f} s)")
-        for group in SYSTEM.get(self.purpose, "").split(","):
-            if group:
-                system[group] = self._system_packages(group, keep_open)
-        purposes = sorted({*old.get("purposes", ()), self.purpose})
+        for group in self.groups:
+            if not system.get(group, {}).get("ok"):
+                # Once it has failed it is only looked for again, which needs no network.
+                install = group not in system or os.environ.get("INSTALL_TEX") == "1"
+                system[group] = self._system_packages(group, install, keep_open)
         state = {
             "key": self.key(),
             "platform": self.platform,
             "python": platform.python_version(),
-            "purposes": purposes,
             "steps": steps,
             "system": system,
         }
@@ -327,11 +331,12 @@ class Setup:
         extra = PLATFORMS[self.platform].get("extras", {}).get(step, step)
         return [[*locked, *declared["project"]["optional-dependencies"][extra]]]
 
-    def _system_packages(self, group: str, keep_open: int) -> dict[str, Any]:
+    def _system_packages(self, group: str, install: bool, keep_open: int) -> dict[str, Any]:
         """TeX, the tests' tools: installed where that is allowed, else the line that says what."""
         start = self._log_size()
-        say(f"system packages: {group}")
-        command = [sys.executable, "-I", str(self.system), "--install", group]
+        command = [sys.executable, "-I", str(self.system), *(["--install"] * install), group]
+        if install:
+            say(f"system packages: {group}")
         if self.run(command, self.log, keep_open) == 0:
             return {"ok": True}
         return {"ok": False, "line": pip_reason(self.log, start)}
@@ -399,7 +404,7 @@ def set_up(purpose: str, force: bool, project: Path | None = None) -> int:
             state = {} if force else setup.state()  # the other make may have done it meanwhile
             if not setup.is_ready(state):
                 state = setup.make(descriptor, force)
-    for group in SYSTEM.get(purpose, "").split(","):
+    for group in setup.groups:
         line = state["system"].get(group, {}).get("line")
         if line:
             say(line)
