@@ -33,7 +33,8 @@ def static() -> Static:
     release = re.search(r"R(\d+).*?REVISION:\s*([\d.]+)", _read(_RELEASE) or "")
     capability = next((c for word, c in _CAPABILITIES if word in model.lower()), None)
     return Static(
-        names=[model],
+        # A datasheet describes the module; the kit around it differs by name only.
+        names=[model, re.sub(r"\s+(Developer Kit|Engineering Reference.*)$", "", model)],
         identity="jetson",
         memory_bytes=_memory_bytes(),
         driver=f"L4T {release.group(1)}.{release.group(2)}" if release else None,
@@ -62,9 +63,9 @@ def power_mode() -> str | None:
     for number, name in re.findall(
         r"POWER_MODEL\s+ID=(\d+)\s+NAME=(\S+)", _read(_POWER_MODES) or ""
     ):
-        if number == status.group(1):
+        if int(number) == int(status.group(1)):
             return str(name)
-    return f"mode {status.group(1)}"
+    return f"mode {int(status.group(1))}"
 
 
 def _temperature() -> float | None:

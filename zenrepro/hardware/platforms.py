@@ -14,6 +14,7 @@ _CPU_WORDS = re.compile(
     re.IGNORECASE,
 )
 _MAXIMUM = 48
+_MEMORY_TOLERANCE = 0.2
 
 
 def slug(name: str) -> str:
@@ -40,7 +41,7 @@ def classify(
     A CPU is only matched with datasheets of CPUs (platforms that start with ``cpu-``): on Apple
     silicon and Jetson the CPU bears the name of the whole chip.
     """
-    sheet = _match(kind, tuple(static.names), folder)
+    sheet = _match(kind, tuple(static.names), static.memory_bytes, folder)
     model = static.names[0]
     if sheet is not None:
         platform = sheet.platform
@@ -57,13 +58,28 @@ def classify(
 
 
 @cache
-def _match(kind: str, names: tuple[str, ...], folder: Path | None) -> specs.Datasheet | None:
+def _match(
+    kind: str, names: tuple[str, ...], memory_bytes: int | None, folder: Path | None
+) -> specs.Datasheet | None:
     if folder is None or not folder.is_dir():
         return None
-    wanted = [" ".join(name.lower().split()) for name in names]
+    wanted = [_plain(name) for name in names]
     for sheet in specs.load(folder).values():
         if (kind == "cpu") != sheet.platform.startswith("cpu-"):
             continue
-        if any(" ".join(name.lower().split()) in wanted for name in sheet.device_names):
+        if not any(_plain(name) in wanted for name in sheet.device_names):
+            continue
+        # Apple sells one chip with several memories, and its datasheet tells the largest.
+        if kind == "metal" or _fits(sheet.figure("memory", "capacity"), memory_bytes):
             return sheet
     return None
+
+
+def _fits(stated: float | None, seen: int | None) -> bool:
+    """Whether the memory seen is the datasheet's: one name is sold with several sizes. A driver
+    keeps some for itself, and a maker's GB may be a GiB."""
+    return stated is None or seen is None or abs(seen / stated - 1) <= _MEMORY_TOLERANCE
+
+
+def _plain(name: str) -> str:
+    return " ".join(name.lower().split())
