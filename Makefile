@@ -31,7 +31,7 @@ ZENREPRO = $(PY) -c 'import sys; from zenrepro.cli import main; sys.exit(main())
 
 # What run and report take from the command line.
 SELECT = $(if $(BACKEND),--backend "$(BACKEND)") $(if $(DEVICE),--device "$(DEVICE)") \
-	$(if $(SCALE),--scale "$(SCALE)") $(if $(ONLY),--only "$(ONLY)")
+	$(if $(SCALE),--scale "$(SCALE)") $(foreach E,$(ONLY),--only "$E")
 
 help:
 	@echo "make report   set up what is missing, run what is stale here, render: build/report.pdf, build/html/"

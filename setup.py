@@ -9,14 +9,4 @@ from setuptools import find_packages, setup
 setup(
     packages=[*find_packages(include=["zenrepro", "zenrepro.*"]), "zenrepro.kernels"],
     package_dir={"zenrepro.kernels": "kernels"},
-    package_data={
-        "zenrepro.kernels": [
-            "cuda/*.cu",
-            "cuda/*.cuh",
-            "cuda/*.h",
-            "metal/*.metal",
-            "pallas/*.py",
-            "triton/*.py",
-        ]
-    },
 )
