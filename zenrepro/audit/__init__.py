@@ -22,16 +22,18 @@ def run(publication: claims.Publication, datasheets: dict[str, specs.Datasheet])
     view = engine.View(publication, datasheets)
     findings: dict[tuple[str, ...], Finding] = {}
     bounds: dict[tuple[str, str], Bound] = {}
-    tested: set[str] = set()
+    passed: dict[str, list[str]] = {}
     for _, rule in rules.RULES:
         for item in rule(view):
             if isinstance(item, engine.Check):
                 finding = engine.decide(item)
                 if finding is None and engine.held(item) and item.rule not in rules.WEAK:
-                    tested.update((*item.subjects, *item.against))
+                    for name in dict.fromkeys((*item.subjects, *item.against)):
+                        if item.rule not in passed.setdefault(name, []):
+                            passed[name].append(item.rule)
             elif isinstance(item, Bound):
                 if item.assumption is None:
-                    tested.add(item.claim)
+                    passed.setdefault(item.claim, [])
                 _tighten(bounds, item)
                 continue
             else:
@@ -40,7 +42,7 @@ def run(publication: claims.Publication, datasheets: dict[str, specs.Datasheet])
                 key = (finding.rule, *finding.claims, *finding.against, finding.arithmetic)
                 findings.setdefault(key, finding)
     verdicts: dict[str, Verdict] = {
-        claim.id: "consistent" if claim.id in tested else "unverifiable"
+        claim.id: "consistent" if claim.id in passed else "unverifiable"
         for claim in publication.claims
     }
     given: set[str] = set()
@@ -57,6 +59,7 @@ def run(publication: claims.Publication, datasheets: dict[str, specs.Datasheet])
     return Audit(
         verdicts=verdicts,
         findings=ordered,
+        passed=passed,
         bounds=sorted(bounds.values(), key=lambda b: (place[b.claim], b.relation)),
     )
 

@@ -1,4 +1,4 @@
-"""Formulas as arithmetic: parsed into a tree, with nothing but numbers, symbols and a few functions."""
+"""Formulas as arithmetic: a tree of numbers, symbols and a few functions, and nothing else."""
 
 from __future__ import annotations
 

@@ -7,6 +7,8 @@ variance of the weights, g weights a group, b bits a weight; a acceptance, gamma
 
 from __future__ import annotations
 
+import functools
+import itertools
 import math
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -160,6 +162,7 @@ def latent_cache(formula: Formula, quantity: str, metric: str) -> list[Outcome]:
     return [Outcome(False, f"{formula.right} counts neither keys nor keys and values", "h·d_k/d_c")]
 
 
+@functools.cache
 def quantisation_errors(group: int, bits: int) -> dict[str, float]:
     """Squared error of rounding Gaussian weights of variance 1 with one scale a group.
 
@@ -241,18 +244,18 @@ def group_quantisation(formula: Formula, quantity: str, metric: str) -> list[Out
 
 
 def group_trend(increases: Mapping[str, int]) -> Outcome | None:
-    """Whether the mean error moves with the group size as a sentence says (+1 with g, -1 against)."""
+    """Whether the mean error moves with the group size as a sentence says (+1 with, -1 against)."""
     if "g" not in increases:
         return None
     errors = {g: quantisation_errors(g, 4)["mean over the weights"] for g in (32, 64, 128, 256)}
     ordered = [errors[g] for g in sorted(errors)]
-    rising = all(a < b for a, b in zip(ordered, ordered[1:], strict=False))
+    rising = all(a < b for a, b in itertools.pairwise(ordered))
     told = ", ".join(f"g = {g}: {number(e)} σ²" for g, e in sorted(errors.items()))
     return Outcome(rising == (increases["g"] > 0), f"mean error measured {told}")
 
 
 def expected_tokens(formula: Formula, quantity: str, metric: str) -> list[Outcome]:
-    """Tokens a step of speculative decoding, summed over all ways to accept, against the formula."""
+    """Tokens a step of speculative decoding, summed over all ways to accept, and the formula's."""
     tree = expressions.parse(formula.right, "formula")
     if not expressions.symbols(tree) <= {"a", "gamma"}:
         return [Outcome(None)]

@@ -46,11 +46,12 @@ class Bound(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Audit(msgspec.Struct, kw_only=True):
-    """Verdict by claim id, findings (errors first) and bounds."""
+    """Verdict by claim id, findings (errors first), bounds, and the rules that a claim passed."""
 
     verdicts: dict[str, Verdict]
     findings: list[Finding]
     bounds: list[Bound]
+    passed: dict[str, list[str]] = {}
 
     def counts(self) -> dict[str, int]:
         """How many claims have each verdict, in the order of ``ORDER``."""

@@ -148,7 +148,11 @@ class Weights:
             row: dict[int, float] = {}
             for name, stored in (self.formats(m) or {}).items():
                 if stored in SCALED:
-                    column = columns.setdefault((name, stored), len(columns))
+                    # Claims share scales only where they state one group size.
+                    policy = self.view.policies.get(m.get("policy") or "")
+                    group = m.get("group_size") or (policy.group_size if policy else None)
+                    kept = (name, f"{stored} {group or m.get('policy') or m.claim.id}")
+                    column = columns.setdefault(kept, len(columns))
                     weight = 1.0
                     self._tie(rows, columns[(name, "")], column, stored, self.scale_bits(m, stored))
                 else:
