@@ -109,6 +109,8 @@ def declarations(source: str, place: str) -> list[Parameter]:
         body = ast.parse(source).body
     except SyntaxError as error:
         raise InputError(f"{place}: not Python (line {error.lineno}: {error.msg})") from None
+    except ValueError as error:  # null bytes, in some versions of Python
+        raise InputError(f"{place}: not Python ({error})") from None
     found: list[Parameter] = []
     for statement in body:
         if isinstance(statement, ast.Import | ast.ImportFrom) or _is_text(statement):
@@ -144,7 +146,7 @@ def assignments(source: str) -> dict[str, Any] | None:
     """
     try:
         body = ast.parse(source).body
-    except SyntaxError:
+    except (SyntaxError, ValueError):
         return None
     values: dict[str, Any] = {}
     for statement in body:

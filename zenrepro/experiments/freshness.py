@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from zenrepro.conditions import KEYS
 from zenrepro.experiments.point import SCALES
 from zenrepro.records import Record, Status
 
@@ -9,11 +12,12 @@ NOT_ATTEMPTED = "not attempted"
 """Flag of a record whose reason was known before measuring: stale once the reason is gone."""
 
 
-def why_stale(record: Record, now: Record) -> str | None:
+def why_stale(record: Record, now: Record, selecting: Sequence[str] = ()) -> str | None:
     """Why ``record`` must be measured again, None where it is fresh.
 
     ``now`` is the record that would be written now, complete but for its outcome. A failed record
-    is always tried again. A record of a larger scale serves a smaller one.
+    is always tried again. A record of a larger scale serves a smaller one. ``selecting`` names
+    the parameters that only choose among points.
     """
     if record.status is Status.FAILED:
         return "failed before"
@@ -32,11 +36,13 @@ def why_stale(record: Record, now: Record) -> str | None:
     for key in then:
         if then[key] != today[key]:
             return f"{key} changed: {_difference(then[key], today[key])}"
-    return _parameters(record, now)
+    return _parameters(record, now, selecting)
 
 
-def _parameters(record: Record, now: Record) -> str | None:
-    for name in sorted({*record.parameters, *now.parameters}):
+def _parameters(record: Record, now: Record, selecting: Sequence[str]) -> str | None:
+    """Parameters that a record's identity, machine and device class do not tell already."""
+    told = {"backend", "device", *KEYS, *selecting}
+    for name in sorted({*record.parameters, *now.parameters} - told):
         was, is_ = record.parameters.get(name), now.parameters.get(name)
         if name == "scale" and was in SCALES and is_ in SCALES:
             if SCALES.index(was) >= SCALES.index(is_):

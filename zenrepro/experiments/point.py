@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import msgspec
 
@@ -24,7 +24,11 @@ class Parameters(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
 
     ``device`` None is the backend's best device; ``scale`` None is ``full`` on a GPU with at
     least 80 GB and ``small`` elsewhere. A session holds the resolved values, never None.
+    ``selecting`` names the parameters that only choose among points: changing one makes nothing
+    stale. Neither do those that are conditions, since they are part of a record's identity.
     """
+
+    selecting: ClassVar[tuple[str, ...]] = ("implementations",)
 
     backend: Literal["torch", "jax", "mlx"] = "torch"
     device: str | None = None

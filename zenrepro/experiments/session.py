@@ -353,7 +353,7 @@ class Session:
                 continue  # written in this very run, before its kernel died
             if self._force:
                 return "forced"
-            why = freshness.why_stale(record, shell)
+            why = freshness.why_stale(record, shell, self.parameters.selecting)
             if why is not None:
                 return why
         return None
