@@ -24,7 +24,7 @@ def render(project: Project) -> Path:
 def _render(evidence: Evidence) -> tuple[Path, dict[str, bytes]]:
     from zenrepro.report import document, figures
 
-    drawn = figures.draw(evidence)
+    drawn = figures.draw(evidence, evidence.project.templates / "generated")
     text = document.render_tex(evidence, drawn)
     files = document.files(evidence, text, drawn)
     folder = evidence.project.templates / "generated"

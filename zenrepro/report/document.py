@@ -72,6 +72,7 @@ class _Document:
             "other_tables": self._other_tables(),
             "assumed_bounds": self._assumed_bounds(),
             "figures": list(self.figures.values()),
+            "drawn": {name: bool(figure.file) for name, figure in self.figures.items()},
             "count": Counts(
                 claims=len(evidence.publication.claims),
                 tables=len(tables.names(evidence)),

@@ -1,0 +1,164 @@
+"""Roofline: measured kernels under the ceilings of their machine, one panel a machine.
+
+Across: FLOPs for each byte that must cross the memory bus (both counted from the shapes). Up:
+FLOPs a second reached. Ceilings: measured (solid) and from the datasheet (dashed).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+from zenrepro import stats
+from zenrepro.records import Record, Status
+from zenrepro.report.evidence import Evidence, Machine
+from zenrepro.units import unit
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+CAPTION = (
+    "Roofline of each machine. Points are medians of measured kernels, hollow in decode; solid "
+    "lines are ceilings measured by a copy and by matrix products, dashed ones the vendor's."
+)
+_NAMES = {"fp8_e4m3": "FP8", "bf16": "BF16", "fp16": "FP16", "fp32": "FP32", "int8": "INT8"}
+
+
+def collect(evidence: Evidence) -> tuple[Any, str]:
+    """(data, "") or (None, why there is nothing to draw)."""
+    panels = []
+    for name in evidence.body:
+        machine = evidence.machine(name)
+        points = [p for r in machine.records if (p := _point(r)) is not None]
+        if points:
+            panels.append(
+                {
+                    "title": machine.title,
+                    "points": points,
+                    "bandwidth": _measured(machine, "bandwidth", ("copy", "read")),
+                    "rates": _rates(machine, {p["dtype"] for p in points}),
+                    "stated": _stated(evidence, machine, {p["dtype"] for p in points}),
+                }
+            )
+    if not panels:
+        return None, "A roofline appears here as soon as a machine has timed a kernel."
+    return panels, ""
+
+
+def _point(record: Record) -> dict[str, Any] | None:
+    work = record.work
+    if record.quantity != "time" or record.status is not Status.OK or work is None:
+        return None
+    if not work.flops or not work.bytes:
+        return None
+    return {
+        "implementation": record.implementation,
+        "phase": str(record.conditions.get("phase", "")),
+        "dtype": str(record.conditions.get("dtype", "")),
+        "intensity": work.flops / work.bytes,
+        "rate": work.flops / (stats.summarise(record.samples).value * unit(record.unit).factor),
+    }
+
+
+def _measured(
+    machine: Machine, quantity: str, ops: tuple[str, ...], dtype: str | None = None
+) -> float | None:
+    """The most that any measured ceiling of this kind reached, in base units."""
+    found = [
+        stats.summarise(r.samples).value * unit(r.unit).factor
+        for r in machine.records
+        if r.quantity == quantity
+        and r.conditions.get("op") in ops
+        and r.status is Status.OK
+        and (dtype is None or r.conditions.get("dtype") == dtype)
+    ]
+    return max(found, default=None)
+
+
+def _rates(machine: Machine, dtypes: set[str]) -> dict[str, float]:
+    found = {d: _measured(machine, "flop_rate", ("matmul",), d) for d in sorted(dtypes)}
+    return {dtype: rate for dtype, rate in found.items() if rate}
+
+
+def _stated(evidence: Evidence, machine: Machine, dtypes: set[str]) -> dict[str, Any]:
+    sheet = evidence.datasheets.get(machine.device_class.platform)
+    if sheet is None:
+        return {"bandwidth": None, "rates": {}}
+    found = {d: sheet.figure("flop_rate", "dense", d) for d in sorted(dtypes)}
+    return {
+        "bandwidth": sheet.figure("bandwidth", "peak"),
+        "rates": {dtype: rate for dtype, rate in found.items() if rate},
+    }
+
+
+def plot(panels: list[dict[str, Any]]) -> Figure:
+    """Panels side by side, with one legend for all."""
+    import matplotlib.pyplot as plt
+
+    from zenrepro.report import style
+
+    names = sorted({p["implementation"] for panel in panels for p in panel["points"]})
+    height = 2.9 + 0.17 * math.ceil(len(names) / 4)
+    figure, axes = plt.subplots(
+        1, len(panels), figsize=(style.TEXT_WIDTH_IN, height), squeeze=False, layout="constrained"
+    )
+    for axis, panel in zip(axes[0], panels, strict=True):
+        _panel(axis, panel, names)
+    axes[0][0].set_ylabel("TFLOP/s")
+    handles, labels = _legend(names)
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)))
+    return figure
+
+
+def _panel(axis: Axes, panel: dict[str, Any], names: list[str]) -> None:
+    from zenrepro.report import style
+
+    points = panel["points"]
+    axis.set_xscale("log")
+    axis.set_yscale("log")
+    left = min(p["intensity"] for p in points) / 3
+    right = max(p["intensity"] for p in points) * 4
+    levels = [p["rate"] for p in points]
+    for source, line in ((panel, "-"), (panel["stated"], "--")):
+        bandwidth, rates = source["bandwidth"], source["rates"]
+        if bandwidth:
+            knee = max(rates.values(), default=right * bandwidth) / bandwidth
+            end = min(knee, right)
+            axis.plot(
+                [left, end], [left * bandwidth / 1e12, end * bandwidth / 1e12], line, color="0.35"
+            )
+        for dtype, rate in rates.items():
+            start = max(left, rate / bandwidth) if bandwidth else left
+            axis.plot([min(start, right), right], [rate / 1e12] * 2, line, color="0.35")
+            if line == "-" or dtype not in panel["rates"]:
+                axis.annotate(
+                    _NAMES.get(dtype, dtype), (right, rate / 1e12), fontsize=7, ha="right",
+                    va="bottom", xytext=(0, 1), textcoords="offset points",
+                )  # fmt: skip
+            levels.append(rate)
+    for p in points:
+        place = names.index(p["implementation"])
+        colour = style.GREYS[place % len(style.GREYS)]
+        axis.plot(
+            p["intensity"], p["rate"] / 1e12, style.MARKERS[place % len(style.MARKERS)],
+            color=colour, markersize=4.2, markeredgewidth=0.8, markeredgecolor=colour,
+            markerfacecolor="white" if p["phase"] == "decode" else colour,
+        )  # fmt: skip
+    axis.set_xlim(left, right)
+    axis.set_ylim(min(levels) / 1e12 / 2.5, max(levels) / 1e12 * 2.5)
+    axis.set_xlabel("FLOP/byte")
+    axis.set_title(style.plain(panel["title"]))
+
+
+def _legend(names: list[str]) -> tuple[list[Any], list[str]]:
+    from matplotlib.lines import Line2D
+
+    from zenrepro.report import style
+
+    handles = [
+        Line2D([], [], linestyle="", marker=style.MARKERS[i % len(style.MARKERS)], markersize=4.2,
+               color=style.GREYS[i % len(style.GREYS)])
+        for i in range(len(names))
+    ]  # fmt: skip
+    return handles, [style.plain(name.replace("_", " ")) for name in names]
