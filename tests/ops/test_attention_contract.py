@@ -1,4 +1,4 @@
-"""Every implementation of attention, over every smoke case, against fp64, on the CPU."""
+"""Every implementation of attention, over every small case, against fp64, on the CPU."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 
 from zenrepro.ops.attention import CASES, TABLE, reference
-from zenrepro.ops.attention.cases import Case, bound
+from zenrepro.ops.attention.cases import CONTRACT, Case, bound
 from zenrepro.ops.entry import Entry
 from zenrepro.ops.gate import judge, relative_error
 from zenrepro.ops.precision import rounded
 
-DTYPES = ("fp32", "bf16", "fp16")
+ALL = (*CASES["smoke"], *CONTRACT)
 
 
 class Cpu:
@@ -92,12 +92,18 @@ def test_each_backend_has_a_baseline_and_a_peer_on_the_cpu() -> None:
     assert {"mlx.naive", "mlx.fast"} <= names
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("entry", on_cpu(), ids=lambda entry: entry.name)
+@pytest.mark.parametrize(
+    ("entry", "dtype"),
+    [
+        pytest.param(entry, dtype, id=f"{entry.name}-{dtype}")
+        for entry in on_cpu()
+        for dtype in entry.needs.dtypes["cpu"]
+    ],
+)
 def test_matches_fp64(entry: Entry, dtype: str) -> None:
     need(entry)
     ran = 0
-    for case in CASES["smoke"]:
+    for case in ALL:
         if not entry.available(Cpu(entry.backend), case.conditions(dtype)).ok:
             continue
         q, k, v = inputs(case, dtype)
@@ -110,7 +116,7 @@ def test_matches_fp64(entry: Entry, dtype: str) -> None:
         verdict = judge(back(entry.backend, out), wanted, limit)
         assert verdict.passed, f"{case}: {verdict.reason}"
         ran += 1
-    assert ran >= len(CASES["smoke"]) - 1  # only unequal dims may be refused
+    assert ran >= len(ALL) - 1  # only unequal dims may be refused
 
 
 @pytest.mark.parametrize("entry", on_cpu(), ids=lambda entry: entry.name)

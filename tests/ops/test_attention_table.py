@@ -11,6 +11,7 @@ import pytest
 
 from zenrepro import conditions, counts
 from zenrepro.ops.attention import CASES, TABLE
+from zenrepro.ops.attention.cases import CONTRACT
 from zenrepro.ops.entry import Entry, Needs, check_table
 from zenrepro.records import Origin, Status
 
@@ -48,7 +49,7 @@ def test_each_row_is_literal_and_its_module_defines_the_function() -> None:
 
 
 def test_every_case_has_canonical_conditions_that_can_be_counted() -> None:
-    for scale, cases in CASES.items():
+    for scale, cases in {**CASES, "contract": CONTRACT}.items():
         seen = set()
         for case in cases:
             for kind in ("cpu", "cuda", "gpu", "tpu", "metal"):
@@ -59,7 +60,7 @@ def test_every_case_has_canonical_conditions_that_can_be_counted() -> None:
             key = tuple(sorted(case.conditions("bf16").items()))
             assert key not in seen, f"{scale}: {case} is there twice"
             seen.add(key)
-    names = [case.name for cases in CASES.values() for case in cases]
+    names = [case.name for cases in (*CASES.values(), CONTRACT) for case in cases]
     assert len(set(names)) == len(names)  # freshness finds a case by its name
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -71,26 +72,33 @@ class Problem:
 
     def _picked(self, out: Any) -> NDArray[np.floating]:
         """[batches, heads, rows, Dv] of an output, on the host."""
-        return np.stack(
-            [
-                np.stack([self._host(out, b, h)[0, self.rows, 0] for h in self.heads])
-                for b in self.batches
-            ]
-        )
+        array = self._near(out)
+        parts = [
+            [self._part(array, b, h)[0, self.rows, 0] for h in self.heads] for b in self.batches
+        ]
+        return np.stack([np.stack(row) for row in parts])
 
-    def _host(self, array: Any, b: int, h: int) -> NDArray[np.floating]:
-        return self.backend.numpy(array[b : b + 1, :, h : h + 1])
+    def _near(self, array: Any) -> Any:
+        """A small array on the host as a whole; a large one stays, and parts of it are copied."""
+        small = math.prod(array.shape) <= 2**22
+        return self.backend.numpy(array) if small else array
+
+    def _part(self, array: Any, b: int, h: int) -> NDArray[np.floating]:
+        """[1, length, 1, width] of one batch and head, on the host."""
+        part = array[b : b + 1, :, h : h + 1]
+        return part if isinstance(part, np.ndarray) else self.backend.numpy(part)
 
     @functools.cached_property
     def _wanted(self) -> tuple[NDArray[np.floating], float]:
         """The fp64 output where it is compared, and the bound."""
         group = self.case.heads // self.case.kv_heads
+        near = [self._near(array) for array in self.arrays]
         right: list[NDArray[np.floating]] = []
         plain: list[NDArray[np.floating]] = []
         for b in self.batches:
             for h in self.heads:
-                q = self._host(self.arrays[0], b, h)
-                k, v = (self._host(x, b, h // group) for x in self.arrays[1:])
+                q = self._part(near[0], b, h)
+                k, v = (self._part(array, b, h // group) for array in near[1:])
                 given: dict[str, Any] = {"causal": self.case.causal, "rows": self.rows}
                 right.append(reference.attention(q, k, v, **given)[0, :, 0])
                 plain.append(reference.same_precision(q, k, v, dtype=self.dtype, **given)[0, :, 0])
