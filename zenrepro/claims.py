@@ -6,6 +6,7 @@ conditions, declared relations, readings) and never ids, labels or names.
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any, Literal
 
@@ -275,24 +276,12 @@ def _named(raw: dict[str, Any], message: str) -> str:
 
 def _checked(claim: Claim, ids: set[str], place: str) -> Claim:
     where = f"{place}: claim {claim.id!r}"
-    if claim.quantity not in QUANTITIES:
-        raise InputError(
-            f"{where}: unknown quantity {claim.quantity!r}; known: {', '.join(QUANTITIES)}"
-        )
-    try:
-        unit(claim.unit)
-        for reading in claim.readings:
-            unit(reading.unit or claim.unit)
-        for formula in (claim.formula, *(reading.formula for reading in claim.readings)):
-            for symbol in formula.symbols.values() if formula else ():
-                unit(symbol.unit)
-        value = printed_module.parse(claim.printed)[0] if claim.printed is not None else None
-    except InputError as error:
-        raise InputError(f"{where}: {error}") from None
-    if value is not None and claim.kind != "interval" and claim.value != value:
-        raise InputError(f"{where}: value is {claim.value!r}, but {claim.printed!r} is printed")
-    if claim.kind in ("scalar", "ratio", "share") and claim.printed is None:
-        raise InputError(f"{where}: kind {claim.kind} needs `printed`")
+    for quantity in (claim.quantity, *(r.quantity for r in claim.readings if r.quantity)):
+        if quantity not in QUANTITIES:
+            raise InputError(
+                f"{where}: unknown quantity {quantity!r}; known: {', '.join(QUANTITIES)}"
+            )
+    _check_numbers(claim, where)
     if claim.kind == "formula" and claim.formula is None:
         raise InputError(f"{where}: kind formula needs `formula`")
     if claim.kind in ("ratio", "share"):
@@ -310,5 +299,31 @@ def _checked(claim: Claim, ids: set[str], place: str) -> Claim:
             raise InputError(f"{where}: refers to claim {link!r}, which does not exist")
     canonical = conditions_module.canonical(claim.conditions, f"{where}, conditions")
     for index, reading in enumerate(claim.readings):
-        conditions_module.canonical(reading.conditions, f"{where}, readings[{index}]")
+        merged = {**canonical, **reading.conditions}
+        conditions_module.canonical(merged, f"{where}, readings[{index}]")
     return msgspec.structs.replace(claim, conditions=canonical)
+
+
+def _check_numbers(claim: Claim, where: str) -> None:
+    try:
+        unit(claim.unit)
+        for reading in claim.readings:
+            unit(reading.unit or claim.unit)
+        for formula in (claim.formula, *(reading.formula for reading in claim.readings)):
+            for symbol in formula.symbols.values() if formula else ():
+                unit(symbol.unit)
+        value = printed_module.parse(claim.printed)[0] if claim.printed is not None else None
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from None
+    if claim.where.line < 1:
+        raise InputError(f"{where}: where.line counts from 1, got {claim.where.line}")
+    if not 0 <= claim.tolerance < math.inf:
+        raise InputError(f"{where}: tolerance is a share like 0.1, got {claim.tolerance}")
+    if claim.kind == "interval":
+        ends = claim.value
+        if not isinstance(ends, list) or len(ends) != 2 or not -math.inf < ends[0] <= ends[1]:
+            raise InputError(f"{where}: kind interval needs `value: [low, high]`, got {ends!r}")
+    elif value is not None and (isinstance(claim.value, bool) or claim.value != value):
+        raise InputError(f"{where}: value is {claim.value!r}, but {claim.printed!r} is printed")
+    if claim.kind in ("scalar", "ratio", "share") and claim.printed is None:
+        raise InputError(f"{where}: kind {claim.kind} needs `printed`")

@@ -22,9 +22,25 @@ def read_yaml(path: Path) -> Any:
 
 
 def decode_yaml(text: str, place: str) -> Any:
-    """The content of YAML text. Raises InputError naming ``place``."""
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    """The content of YAML text. Raises InputError naming ``place``, also for a key given twice."""
     try:
-        return yaml.load(text, Loader=loader)  # noqa: S506  (a safe loader, by name)
-    except yaml.YAMLError as error:
+        return yaml.load(text, Loader=_Loader)  # noqa: S506  (a safe loader)
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
         raise InputError(f"{place}: not YAML: {' '.join(str(error).split())}") from None
+
+
+class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
+    """A safe loader that refuses a key that stands twice in one mapping: one of the two would be
+    lost silently."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if key.value in seen and isinstance(key, yaml.ScalarNode):
+                raise yaml.constructor.ConstructorError(
+                    "in a mapping", node.start_mark, f"key {key.value!r} twice", key.start_mark
+                )
+            if isinstance(key, yaml.ScalarNode):
+                seen.add(key.value)
+        mapping: dict[Any, Any] = super().construct_mapping(node, deep)
+        return mapping

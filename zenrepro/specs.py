@@ -5,6 +5,7 @@ The schema of ``data/hardware/<platform>.yaml``.
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any, Literal
 
@@ -95,6 +96,8 @@ def check(raw: Any, place: str) -> Datasheet:
         sheet = msgspec.convert(raw, Datasheet)
         for f in sheet.figures:
             unit(f.unit)
+            if not 0 < f.value < math.inf:
+                raise InputError(f"a figure of {f.quantity} {f.metric} is {f.value}; leave it out")
             if not 0 <= f.source < len(sheet.sources):
                 raise InputError(f"a figure's source {f.source} is not in sources")
     except (msgspec.ValidationError, InputError) as error:

@@ -57,6 +57,17 @@ BAD: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "value left out": (_file(_claim(value=None)), ("r.rate", "'1,200' is printed")),
     "not a number": (_file(_claim(printed="1.200,5")), ("r.rate", "not a printed number")),
     "nothing printed": (_file(_claim(printed=None, value=None)), ("r.rate", "needs `printed`")),
+    "quantity of a reading": (
+        _file(_claim(readings=[{"text": "t", "quantity": "speed"}])), ("r.rate", "'speed'"),
+    ),
+    "line": (_file(_claim(where={"part": "table", "line": 0})), ("r.rate", "counts from 1")),
+    "tolerance": (_file(_claim(tolerance=-1)), ("r.rate", "tolerance is a share", "-1")),
+    "interval without ends": (
+        _file(_claim(kind="interval", printed=None, value=3)), ("r.rate", "value: [low, high]"),
+    ),
+    "interval upside down": (
+        _file(_claim(kind="interval", printed=None, value=[3, 2])), ("r.rate", "[3.0, 2.0]"),
+    ),
     "duplicate id": (_file(_claim(), _claim()), ("'r.rate' is used twice",)),
     "missing operand": (_file(_claim(), _ratio(of=["r.gone"])), ("r.speedup", "'r.gone'")),
     "missing baseline": (_file(_claim(), _ratio(baseline="r.gone")), ("r.speedup", "'r.gone'")),
@@ -151,6 +162,8 @@ def _figure(**changes: Any) -> dict[str, Any]:
         (_figure(source=1), "source 1 is not in sources"),
         (_figure(quantity="colour"), "$.figures[0].quantity"),
         (_figure(value="fast"), "$.figures[0].value"),
+        (_figure(value=0), "leave it out"),
+        (_figure(value=float("nan")), "leave it out"),
         (SHEET | {"colour": "red"}, "unknown field `colour`"),
         (SHEET | {"schema": 9}, "schema is 9"),
         (SHEET | {"platform": "other"}, "the file's name differs"),
