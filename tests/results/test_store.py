@@ -2,9 +2,12 @@
 
 import errno
 import json
+import os
 import random
 from pathlib import Path
 
+import filelock
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -240,8 +243,35 @@ def test_encoding_is_a_fixed_point(store, build):
     assert records.encode(content) == data
 
 
-def test_delete_removes_one_file(store, build):
-    store.put([build(), build(experiment="hardware", conditions={"op": "copy"})])
-    store.delete("cpu-test", "attention")
-    store.delete("cpu-test", "attention")
-    assert store.experiments("cpu-test") == ["hardware"]
+def test_records_of_several_files_are_put_all_or_none(store, build, monkeypatch):
+    both = [build(), build(experiment="hardware", conditions={"op": "copy"})]
+    store.put(both)
+    before = {path: path.read_bytes() for path in store.folder.rglob("*.json")}
+    real, calls = os.fsync, []
+
+    def full_at_the_second(handle):
+        calls.append(handle)
+        if len(calls) == 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(handle)
+
+    monkeypatch.setattr(store_module.os, "fsync", full_at_the_second)
+    with pytest.raises(InputError, match="No space left"):
+        store.put([msgspec.structs.replace(record, samples=[7.0]) for record in both])
+    monkeypatch.undo()
+    assert {path: path.read_bytes() for path in store.folder.rglob("*") if path.is_file()} == before
+
+
+def test_an_earlier_record_may_stay(store, build):
+    store.put([build()])
+    store.put([build(samples=[9.0]), build(implementation="jax.xla")], lambda new, old: False)
+    assert [r.samples for r in store.load()] == [[1.0, 2.0, 3.0]] * 2
+
+
+def test_a_lock_that_is_held_too_long_is_one_line(store, build, monkeypatch):
+    store.put([build()])
+    monkeypatch.setattr(store_module, "LOCK_TIMEOUT_S", 0.05)
+    held = filelock.FileLock(store_module._lock_path(path_of(store)))
+    with held, pytest.raises(InputError, match="another process has been writing"):
+        store.put([build()])
+    store.put([build()])

@@ -13,7 +13,7 @@ import hashlib
 import os
 import re
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import filelock
@@ -86,11 +86,15 @@ class Store:
                     out += self._read(path).records
         return out
 
-    def put(self, new: Sequence[Record]) -> None:
+    def put(
+        self, new: Sequence[Record], replaces: Callable[[Record, Record], bool] | None = None
+    ) -> None:
         """Add records; one of equal identity replaces the earlier one.
 
-        Raises InputError for a record that is not valid, for a file that cannot be read back, and
-        when the disk is full or the folder read-only. The files are then as they were before.
+        ``replaces(new, old)`` may say that an earlier one stays. Records of several files are all
+        on disk before the first file is replaced. Raises InputError for a record that is not valid,
+        for a file that cannot be read back, and when the disk is full or the folder read-only. The
+        files are then as they were before.
         """
         by_file: dict[Path, list[Record]] = {}
         for record in new:
@@ -99,19 +103,31 @@ class Store:
             check_slug(record.experiment, "experiment", place)
             path = self.folder / record.machine / f"{record.experiment}.json"
             by_file.setdefault(path, []).append(records.check(record, place))
-        for path, group in sorted(by_file.items()):
-            with _writing(path), self._lock(path):
-                path.parent.mkdir(parents=True, exist_ok=True)
-                _clear_leftovers(path)
-                old = self._read(path).records if path.exists() else []
-                self._replace(path, merged(old, group))
-
-    def delete(self, machine: str, experiment: str) -> None:
-        """Remove one file of results, under its lock; nothing happens when there is none."""
-        path = self.folder / check_slug(machine, "machine", str(self.folder))
-        path /= f"{check_slug(experiment, 'experiment', str(self.folder))}.json"
-        with _writing(path), self._lock(path):
-            path.unlink(missing_ok=True)
+        with contextlib.ExitStack() as held:
+            # In one order everywhere, so that two writers cannot wait for each other.
+            for path in sorted(by_file):
+                held.enter_context(self._lock(path))
+            staged: dict[Path, tuple[Path, ResultsFile]] = {}
+            try:
+                for path, group in sorted(by_file.items()):
+                    with _writing(path):
+                        path.parent.mkdir(parents=True, exist_ok=True)
+                        _clear_leftovers(path)
+                        old = self._read(path).records if path.exists() else []
+                        file = ResultsFile(
+                            schema=records.SCHEMA,
+                            machine=path.parent.name,
+                            experiment=path.stem,
+                            records=merged(old, group, replaces),
+                        )
+                        staged[path] = (_stage(path, records.encode(file)), file)
+                for path, (temporary, file) in staged.items():
+                    with _writing(path):
+                        _put_in_place(temporary, path)
+                        self._decoded[path] = (_signature(path.stat()), file)
+            finally:
+                for temporary, _ in staged.values():
+                    temporary.unlink(missing_ok=True)
 
     def _read(self, path: Path) -> ResultsFile:
         try:
@@ -134,34 +150,50 @@ class Store:
         self._decoded[path] = (signature, content)
         return content
 
-    def _replace(self, path: Path, content: list[Record]) -> None:
-        file = ResultsFile(
-            schema=records.SCHEMA, machine=path.parent.name, experiment=path.stem, records=content
-        )
-        write_atomically(path, records.encode(file))
-        self._decoded[path] = (_signature(path.stat()), file)
-
     @contextlib.contextmanager
     def _lock(self, path: Path) -> Iterator[None]:
-        lock = filelock.FileLock(_lock_path(path), timeout=LOCK_TIMEOUT_S)
+        with _writing(path):
+            lock = filelock.FileLock(_lock_path(path), timeout=LOCK_TIMEOUT_S)
+            try:
+                lock.acquire()
+            except filelock.Timeout:
+                raise InputError(
+                    f"{path}: another process has been writing for {LOCK_TIMEOUT_S:.0f} s; "
+                    f"end it, then run again (its lock is {lock.lock_file})"
+                ) from None
         try:
-            with lock:
-                yield
-        except filelock.Timeout:
-            raise InputError(
-                f"{path}: another process has been writing for {LOCK_TIMEOUT_S:.0f} s; "
-                f"end it, then run again (its lock is {lock.lock_file})"
-            ) from None
+            yield
+        finally:
+            lock.release()
 
 
-def merged(old: Iterable[Record], new: Iterable[Record]) -> list[Record]:
-    """Records by identity, the new ones winning, in the order in which files keep them."""
-    by_identity = {record.identity(): record for record in (*old, *new)}
+def merged(
+    old: Iterable[Record],
+    new: Iterable[Record],
+    replaces: Callable[[Record, Record], bool] | None = None,
+) -> list[Record]:
+    """Records by identity, the new ones winning where ``replaces(new, old)`` does not object, in
+    the order in which files keep them."""
+    by_identity = {record.identity(): record for record in old}
+    for record in new:
+        known = by_identity.get(record.identity())
+        if known is None or replaces is None or replaces(record, known):
+            by_identity[record.identity()] = record
     return sorted(by_identity.values(), key=_order)
 
 
 def write_atomically(path: Path, data: bytes) -> None:
     """Replace a file by a whole new one that is on disk before it has the name."""
+    temporary = _stage(path, data)
+    try:
+        _put_in_place(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _stage(path: Path, data: bytes) -> Path:
+    """Write data to a new file beside ``path``, down to the disk."""
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
     try:
         with os.fdopen(handle, "wb") as file:
@@ -169,10 +201,14 @@ def write_atomically(path: Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         Path(name).chmod(0o644)
-        Path(name).replace(path)
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
+    return Path(name)
+
+
+def _put_in_place(temporary: Path, path: Path) -> None:
+    temporary.replace(path)
     _sync_folder(path.parent)
 
 
