@@ -6,9 +6,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from zenrepro.paths import Project
 from zenrepro.report.evidence import Evidence, gather
+
+if TYPE_CHECKING:
+    from zenrepro.report.figures import Figure
 
 __all__ = ["build", "gather", "render"]
 
@@ -21,7 +25,7 @@ def render(project: Project) -> Path:
     return _render(gather(project))[0]
 
 
-def _render(evidence: Evidence) -> tuple[Path, dict[str, bytes]]:
+def _render(evidence: Evidence) -> tuple[Path, dict[str, bytes], list[Figure]]:
     from zenrepro.report import document, figures
 
     drawn = figures.draw(evidence, evidence.project.templates / "generated")
@@ -30,7 +34,7 @@ def _render(evidence: Evidence) -> tuple[Path, dict[str, bytes]]:
     folder = evidence.project.templates / "generated"
     for name, content in files.items():
         write_if_changed(folder / name, content)
-    return folder / document.MAIN, files
+    return folder / document.MAIN, files, drawn
 
 
 def write_if_changed(path: Path, content: bytes) -> bool:
@@ -60,7 +64,7 @@ def build_from(evidence: Evidence, *, pdf: bool = True, html: bool = True) -> in
     from zenrepro.report.pdf import CompileError, compile_pdf
 
     project = evidence.project
-    path, files = _render(evidence)
+    path, files, drawn = _render(evidence)
     print(f"TeX   {_shown(path, project)}")
     code = 0
     if pdf:
@@ -71,6 +75,11 @@ def build_from(evidence: Evidence, *, pdf: bool = True, html: bool = True) -> in
         except CompileError as error:
             print(f"PDF   {error}")
             code = 1
+    if html:
+        from zenrepro.report import html as html_module
+
+        index = html_module.write(evidence, drawn, project.build / "html")
+        print(f"HTML  {_shown(index, project)}")
     return code
 
 

@@ -99,6 +99,26 @@ class PrintedRecord:
     missing: Missing | None
     record: Record
 
+    @property
+    def samples(self) -> str:
+        """The raw samples, in the record's unit, as they were stored."""
+        return " ".join(f"{sample:.9g}" for sample in self.record.samples)
+
+    @property
+    def provenance(self) -> list[tuple[str, str]]:
+        """What the record came from, as far as it is known."""
+        r = self.record
+        known = [
+            ("metric", r.metric), ("kind", str(r.kind)), ("origin", str(r.origin)),
+            ("unit", r.unit), ("method", r.method), ("baseline", r.baseline),
+            ("seed", None if r.seed is None else str(r.seed)), ("started", r.started),
+            ("commit", f"{r.commit} (changed since)" if r.commit and r.dirty else r.commit),
+            ("parameters", ", ".join(f"{k} {v}" for k, v in r.parameters.items())),
+            ("sources", ", ".join(sorted(r.inputs.sources))),
+            ("data", ", ".join(sorted(r.inputs.data))),
+        ]  # fmt: skip
+        return [(name, value) for name, value in known if value]
+
 
 @dataclass(frozen=True)
 class RecordGroup:
