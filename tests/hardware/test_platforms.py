@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from zenrepro.hardware import platforms
@@ -25,6 +25,7 @@ figures: [{{quantity: memory, metric: capacity, value: {gb}, unit: GB, source: 0
 """
 
 
+@settings(deadline=None)
 @given(st.text())
 def test_any_name_gives_a_slug(name: str) -> None:
     slug = platforms.slug(name)
@@ -33,6 +34,7 @@ def test_any_name_gives_a_slug(name: str) -> None:
     assert platforms.slug(slug) == slug
 
 
+@settings(deadline=None)
 @given(st.text(), st.integers(1, 4096))
 def test_any_cpu_gives_a_slug_that_ends_in_its_cores(model: str, cores: int) -> None:
     slug = platforms.cpu_slug(model, cores)
@@ -41,6 +43,7 @@ def test_any_cpu_gives_a_slug_that_ends_in_its_cores(model: str, cores: int) -> 
     assert slug.endswith(f"-{cores}c")
 
 
+@settings(deadline=None)
 @given(st.floats(0.5, 9.9), st.sampled_from(["GHz", "ghz"]))
 def test_the_clock_is_no_part_of_a_cpus_class(clock: float, unit: str) -> None:
     name = f"Intel(R) Xeon(R) Gold 6448Y CPU @ {clock:.2f}{unit}"
