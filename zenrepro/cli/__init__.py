@@ -44,7 +44,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parser() -> argparse.ArgumentParser:
-    from zenrepro.cli import evidence, machine, reporting, running
+    from zenrepro.cli import claims, evidence, machine, reporting, running
 
     parser = _Parser(
         prog="zenrepro",
@@ -54,6 +54,6 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(
         title="commands", metavar="COMMAND", required=True, parser_class=_Parser
     )
-    for family in (machine, running, evidence, reporting):
+    for family in (machine, running, evidence, claims, reporting):
         family.add(commands)
     return parser

@@ -33,6 +33,7 @@ def execute(
 
     Raises CellError, KernelDied, or InputError where the notebook itself told bad input.
     """
+    _without_iri_grammar()
     from nbclient.exceptions import DeadKernelError
     from papermill import execute_notebook
     from papermill.exceptions import PapermillExecutionError
@@ -60,6 +61,14 @@ def execute(
     except DeadKernelError:
         _note_death(output)
         raise KernelDied("the kernel's process died") from None
+
+
+def _without_iri_grammar() -> None:
+    """Spare the two seconds that jsonschema takes to build a grammar of IRIs, where installed.
+
+    It does without when the package is missing, and notebooks have no IRIs to check.
+    """
+    sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]
 
 
 @contextmanager
@@ -113,14 +122,19 @@ def _note_death(notebook: Path) -> None:
     except (OSError, ValueError) as error:
         print(f"zenrepro: {notebook}: {one_line(error)}", file=sys.stderr)
         return
-    for cell in content["cells"]:
-        if cell.get("metadata", {}).get("papermill", {}).get("status") in ("running", "failed"):
-            cell.setdefault("outputs", []).append(
-                {
-                    "output_type": "error",
-                    "ename": "KernelDied",
-                    "evalue": "the kernel's process died while this cell ran",
-                    "traceback": ["KernelDied: the kernel's process died while this cell ran"],
-                }
-            )
+    started = [
+        cell
+        for cell in content["cells"]
+        if cell["cell_type"] == "code" and cell["metadata"].get("papermill", {}).get("start_time")
+    ]
+    text = "the kernel's process died while this cell ran"
+    for cell in started[-1:]:
+        cell["outputs"].append(
+            {
+                "output_type": "error",
+                "ename": "KernelDied",
+                "evalue": text,
+                "traceback": [f"KernelDied: {text}"],
+            }
+        )
     notebook.write_text(json.dumps(content, indent=1), encoding="utf-8")

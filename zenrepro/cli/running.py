@@ -105,6 +105,8 @@ def run_jobs(here: Project, jobs: Sequence[Job], *, force: bool) -> int:
     """
     from zenrepro.cli import stamps
 
+    for folder in (here.results, here.build, here.local):
+        _check_writable(folder)
     failed = False
     refused: list[InputError] = []
     for job in jobs:
@@ -120,6 +122,14 @@ def run_jobs(here: Project, jobs: Sequence[Job], *, force: bool) -> int:
     if refused:
         raise refused[0]
     return 1 if failed else 0
+
+
+def _check_writable(folder: Path) -> None:
+    """Refuse before anything runs what could not be stored afterwards."""
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        what = "is not writable" if existing.is_dir() else "is a file where a folder must be"
+        raise InputError(f"{existing} {what}; nothing was run")
 
 
 def _run_job(here: Project, job: Job, force: bool) -> bool:

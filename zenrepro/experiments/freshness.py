@@ -48,6 +48,8 @@ def _parameters(record: Record, now: Record, selecting: Sequence[str]) -> str | 
             if SCALES.index(was) >= SCALES.index(is_):
                 continue
             return f"scale was {was}, is {is_}"
+        if isinstance(is_, list):
+            continue  # says which points there are; a record's own is in its conditions
         if was != is_:
             return f"parameter {name} was {was!r}, is {is_!r}"
     return None

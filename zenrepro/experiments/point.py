@@ -7,9 +7,10 @@ from typing import Any, ClassVar, Literal, Protocol
 
 import msgspec
 
-from zenrepro.records import Environment, Kind, Origin, Status, Work
+from zenrepro.records import DeviceClass, Environment, Kind, Origin, Status, Work
 
 SCALES = ("smoke", "small", "full")
+FULL_SCALE_BYTES = 80e9
 
 # The unit of a record that has no samples; a measured one has its result's unit.
 UNITS: dict[str, str] = {
@@ -34,6 +35,13 @@ class Parameters(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     device: str | None = None
     scale: Literal["smoke", "small", "full"] | None = None
     seed: int = 0
+
+
+def default_scale(device: str, of: DeviceClass) -> str:
+    """``full`` on a GPU with at least 80 GB, else ``small``."""
+    gpu = device.startswith(("cuda", "gpu", "metal"))
+    enough = of.memory_bytes is not None and of.memory_bytes >= FULL_SCALE_BYTES
+    return "full" if gpu and enough else "small"
 
 
 class _Sampled(Protocol):

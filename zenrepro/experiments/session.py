@@ -32,7 +32,7 @@ from zenrepro.conditions import canonical
 from zenrepro.errors import InputError
 from zenrepro.experiments import drafts, events, freshness, provenance
 from zenrepro.experiments.durations import Durations
-from zenrepro.experiments.point import UNITS, Parameters, Point, Result
+from zenrepro.experiments.point import UNITS, Parameters, Point, Result, default_scale
 from zenrepro.experiments.progress import Progress
 from zenrepro.experiments.table import Table
 from zenrepro.ops.entry import UnsupportedError
@@ -45,8 +45,6 @@ if TYPE_CHECKING:
     from zenrepro.hardware import Hardware
 
 __all__ = ["Parameters", "Point", "Result", "Session", "start"]
-
-FULL_SCALE_BYTES = 80e9
 
 
 def start(experiment: str, given: Mapping[str, Any], project: Project | None = None) -> Session:
@@ -64,7 +62,9 @@ def start(experiment: str, given: Mapping[str, Any], project: Project | None = N
     values = _parameters(experiment, module, notebook, given)
     hardware, missing = place(values.backend, values.device, project)
     resolved = msgspec.structs.replace(
-        values, device=hardware.device, scale=values.scale or default_scale(hardware)
+        values,
+        device=hardware.device,
+        scale=values.scale or default_scale(hardware.device, hardware.device_class),
     )
     return Session(experiment, module, project, resolved, hardware, missing)
 
@@ -90,13 +90,6 @@ def place(backend: str, device: str | None, project: Project) -> tuple[Hardware,
         f"none of {', '.join(hardware_module.BACKENDS)} is installed in this environment; "
         "install one to run experiments, or use `zenrepro report` on the results there are"
     )
-
-
-def default_scale(hardware: Hardware) -> str:
-    """``full`` on a GPU with at least 80 GB (one sold as 80 GB counts), else ``small``."""
-    memory = hardware.device_class.memory_bytes
-    gpu = hardware.device.startswith(("cuda", "gpu"))
-    return "full" if gpu and memory is not None and memory >= FULL_SCALE_BYTES else "small"
 
 
 class Session:
