@@ -26,8 +26,8 @@ class MlxBackend(Backend):
         super().__init__(device)
         if self.kind == "gpu":
             nvidia.order()
-        # fp32 means fp32, as on the other backends; mlx would use TF32 on CUDA.
-        os.environ.setdefault("MLX_ENABLE_TF32", "0")
+        # fp32 means fp32, as on the other backends: by default mlx takes TF32 where there is any.
+        os.environ["MLX_ENABLE_TF32"] = "0"
         import mlx.core as mx
 
         self.mx: Any = mx

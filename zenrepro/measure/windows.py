@@ -19,8 +19,8 @@ from zenrepro.hardware import jetson
 SHORTEST_S = 2.0
 # Calls are started for so long before they are waited for.
 _QUEUE_S = 0.05
-# A device that was busy keeps its clocks up for a moment.
-_SETTLE_S = 1.0
+# A device that was busy keeps its clocks and its heat up for a while.
+_SETTLE_S = 3.0
 _IDLE_S = 2.0
 _KEY = "zenrepro"
 
