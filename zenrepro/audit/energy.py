@@ -84,8 +84,8 @@ def _against_design(view: View, e: Meaning, r: Meaning) -> Outcome:
     if not found:
         return Outcome(None)
     design = hull(found)
-    chips = e.get("chips") or r.get("chips")
-    open_chips = leaves_open((e.claim, r.claim), "chips", "devices") is not None
+    chips = e.get("chips") or r.get("chips") or view.chips(e)
+    open_chips = e.get("chips") is None and leaves_open((e.claim, r.claim), "chips", "devices")
     total = design.scaled(chips or 1)
     least = divide(r.interval, total)
     stated = _per_joule(e)
@@ -95,7 +95,7 @@ def _against_design(view: View, e: Meaning, r: Meaning) -> Outcome:
         f"{_tokens(least)} at least, printed {e.printed}"
     )
     drawn = divide(r.interval, stated)
-    if stated.high < least.low * (1 - 1e-9) and not (open_chips and chips is None):
+    if stated.high < least.low * (1 - 1e-9) and not open_chips:
         mend = f"{_tokens(least)} or more; the printed number takes {_watts(drawn)}"
         return Outcome(False, arithmetic, mend, _texts(e, r))
     if stated.low > least.high / LEAST_SHARE_OF_TDP:
@@ -118,7 +118,7 @@ def draw(view: View) -> Iterator[Item]:
             if design is None:
                 outcomes.append(Outcome(None, reading=m.text))
                 continue
-            chips = m.get("chips") or 1
+            chips = view.chips(m)
             limit = design.high * chips
             holds = m.interval.low <= limit * (1 + 1e-9)
             arithmetic = (

@@ -114,6 +114,23 @@ class View:
         """Ids of the claims that state this under at least one reading."""
         return self._index.get((quantity, metric), [])
 
+    def chips(self, m: Meaning) -> int:
+        """Devices that the meaning's run uses; where it does not say, the most that another claim
+        about the model on the platform does."""
+        stated = m.get("chips")
+        if stated is None:
+            stated = self._most_chips.get((m.get("model"), m.get("platform")), 1)
+        return int(stated)
+
+    @cached_property
+    def _most_chips(self) -> dict[tuple[Any, Any], int]:
+        most: dict[tuple[Any, Any], int] = {}
+        for items in self.readings.values():
+            for m in items:
+                key = (m.get("model"), m.get("platform"))
+                most[key] = max(most.get(key, 1), m.get("chips") or 1)
+        return most
+
     def stated(self, quantity: str, metric: str, **wanted: Any) -> list[Meaning]:
         """Meanings of this quantity whose conditions include ``wanted`` exactly."""
         return [
@@ -137,7 +154,7 @@ class View:
                 continue
             best = max(
                 (
-                    agreement(a, b, ignore)
+                    agreement(a, b, ignore, DEFINING - ignore)
                     for a in self.readings[subject]
                     for b in self.readings[name]
                     if (b.quantity, b.metric) == (quantity, metric)
@@ -203,14 +220,29 @@ def _meaning(
     )  # fmt: skip
 
 
-def agreement(a: Meaning, b: Meaning, ignore: frozenset[str] = frozenset()) -> int:
-    """2: same conditions and implementation; 1: only one side states some; 0: they contradict."""
+# Conditions that say what the thing is: where only one side states one, the two are different
+# things, not one thing described in more and in fewer words.
+DEFINING = frozenset({"op", "draft_model", "optimisations", "overlap", "task", "weights"})
+
+
+def agreement(
+    a: Meaning,
+    b: Meaning,
+    ignore: frozenset[str] = frozenset(),
+    defining: frozenset[str] = frozenset(),
+) -> int:
+    """2: same conditions and implementation; 1: only one side states some; 0: they contradict.
+
+    A condition in ``defining`` that only one side states is a contradiction too.
+    """
     result = 2
     for key in a.conditions.keys() | b.conditions.keys():
         if key in ignore:
             continue
         x, y = a.conditions.get(key), b.conditions.get(key)
         if x is None or y is None:
+            if key in defining:
+                return 0
             result = 1
         elif x != y:
             return 0

@@ -7,19 +7,27 @@ from collections import defaultdict
 from collections.abc import Iterator
 
 from zenrepro import printed as printed_module
-from zenrepro.audit.engine import Check, Item, Meaning, Outcome, View, agreement, leaves_open
+from zenrepro.audit.engine import Check, Item, Meaning, Outcome, View, agreement
 from zenrepro.audit.verdicts import Finding
 
 # What is measured anew under each set of conditions, so that equal digits are a surprise.
 MEASURED = ("time", "throughput", "latency", "energy_per_token", "bandwidth", "traffic")
 
+# How something was run: what a sentence leaves out when it tells of a table's cell again.
+OF_THE_RUN = frozenset(
+    {
+        "batch", "batching", "cache_len", "chips", "dtype", "format", "group_size", "parallelism",
+        "phase", "policy", "power_mode", "query_len", "seq_len",
+    }
+)  # fmt: skip
+
 
 def repeat(view: View) -> Iterator[Item]:
     """Two claims of one quantity under the same conditions must share a value.
 
-    A claim that leaves some condition out must meet at least one of the claims it may repeat.
+    A sentence that leaves out how it was run must meet at least one of the claims it may repeat.
     Only numbers that the report states, not those it derives, are repeats of each other, unless
-    they name the same operands. A note when the condition is listed as unstated.
+    they name the same operands. A note when a condition of either is listed as unstated.
     """
     seen: set[frozenset[str]] = set()
     for name, readings in view.readings.items():
@@ -29,14 +37,15 @@ def repeat(view: View) -> Iterator[Item]:
         equal, loose = view.partners(name, first.quantity, first.metric)
         equal = [o for o in equal if _comparable(first, view.readings[o][0])]
         loose = [o for o in loose if _comparable(first, view.readings[o][0])]
+        wider = [o for o in loose if _tells_again(first, view.readings[o][0])]
         for other in equal:
-            if frozenset((name, other)) in seen:
+            if frozenset((name, other)) in seen or _two_sentences(view, name, other, wider):
                 continue
             seen.add(frozenset((name, other)))
-            pairs = view.combinations(name, other)
+            outcomes = [_outcome(a, b) for a, b in view.combinations(name, other)]
             # Neither claim knows which is right: both get the verdict.
-            yield Check("repeat", (name, other), (), [_outcome(a, b) for a, b in pairs])
-        wider = [o for o in loose if _states_more(view.readings[o][0], first)]
+            demote = _open(view, name, other)
+            yield Check("repeat", (name, other), (), outcomes, demote=demote)
         if not equal and wider:
             outcomes = [
                 outcome
@@ -45,13 +54,25 @@ def repeat(view: View) -> Iterator[Item]:
                 if (outcome := _outcome(a, b)).holds is not None
             ]
             # Any of the wider claims may be the one that is meant.
-            if any(o.holds for o in outcomes):
-                outcomes = [o for o in outcomes if o.holds]
-            against = tuple(wider) if not any(o.holds for o in outcomes) else (wider[0],)
-            missing = _missing(view, first, wider)
-            open_key = leaves_open([first.claim], *missing)
-            demote = f"true if {open_key} differs: the report leaves it unstated"
-            yield Check("repeat", (name,), against, outcomes, demote=demote if open_key else None)
+            fits = [o for o in outcomes if o.holds]
+            against = (wider[0],) if fits else tuple(wider)
+            demote = _open(view, name, *wider)
+            yield Check("repeat", (name,), against, fits or outcomes, demote=demote)
+
+
+def _open(view: View, *names: str) -> str | None:
+    """What may differ between the claims, where the report leaves a condition of theirs open."""
+    keys = {k for name in names for k in view.claims[name].unstated}
+    keys -= {"active_parameters", "baseline"}
+    if not keys:
+        return None
+    return f"true if {' or '.join(sorted(keys)[:3])} differs: the report leaves it unstated"
+
+
+def _two_sentences(view: View, name: str, other: str, wider: list[str]) -> bool:
+    """Whether each of two sentences may tell of another of the wider claims."""
+    parts = {view.claims[i].where.part for i in (name, other)}
+    return bool(wider) and not parts & {"table", "listing"}
 
 
 def _comparable(a: Meaning, b: Meaning) -> bool:
@@ -62,16 +83,12 @@ def _comparable(a: Meaning, b: Meaning) -> bool:
     return True
 
 
-def _states_more(b: Meaning, a: Meaning) -> bool:
-    """Whether b states all that a states, and more."""
-    if a.implementation is not None and b.implementation != a.implementation:
+def _tells_again(a: Meaning, b: Meaning) -> bool:
+    """Whether a is a sentence about what b states with more of how it was run."""
+    if a.claim.where.part in ("table", "listing") or a.implementation != b.implementation:
         return False
-    return a.conditions.items() <= b.conditions.items()
-
-
-def _missing(view: View, a: Meaning, others: list[str]) -> list[str]:
-    keys = {k for o in others for k in view.readings[o][0].conditions} - a.conditions.keys()
-    return sorted(keys)
+    missing = b.conditions.keys() - a.conditions.keys()
+    return a.conditions.items() <= b.conditions.items() and missing <= OF_THE_RUN
 
 
 def _outcome(a: Meaning, b: Meaning) -> Outcome:

@@ -149,7 +149,7 @@ def _memory(view: View, weights: Weights, m: Meaning) -> Limit | None:
     tokens = batch * _tokens_a_step(m)
     if tokens == 0:
         return None
-    chips = m.get("chips") or 1
+    chips = view.chips(m)
     bandwidth = most.value * chips
     head = f"{tokens} × {_times(chips, most)}"
     if weights.divided:
@@ -191,7 +191,7 @@ def _compute(view: View, weights: Weights, m: Meaning) -> Limit | None:
     most = ceiling(view, m.get("platform") or "", "flop_rate", "TFLOP/s")
     if most is None or weights.parameters is None:
         return None
-    chips = m.get("chips") or 1
+    chips = view.chips(m)
     peak = most.value * chips
     every = weights.parameters.low
     stated = view.stated("count", "active_parameters", model=weights.model)
@@ -202,7 +202,7 @@ def _compute(view: View, weights: Weights, m: Meaning) -> Limit | None:
         active = weights.least_active()
     elif not _open_activity(weights, m):
         active = every - most_lookups(every)
-    rate = peak / (2 * active) if active else None
+    rate = peak / (2 * active) if active and active > 1e3 else None
     head = _times(chips, most)
     share = peak / m.interval.low / 2 / every if m.interval.low > 0 else 1.0
     return Limit(
@@ -220,7 +220,11 @@ def _why(weights: Weights) -> str:
     if not weights.divided or not weights.sizes:
         return ""
     sizes = ", ".join(dict.fromkeys(m.printed for m in weights.sizes))
-    return f" (the least that the sizes {sizes} leave to parts that are always read)"
+    tables = ""
+    if any(part.read == "gather" for part in weights.parts) and weights.parameters is not None:
+        most = quantity(most_lookups(weights.parameters.high), "Gparameter")
+        tables = f", tables that are only looked up taken as {most} at most"
+    return f" (the least that the sizes {sizes} leave to parts that are always read{tables})"
 
 
 def _times(chips: int, most: Ceiling) -> str:

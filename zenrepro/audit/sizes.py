@@ -109,7 +109,7 @@ def memory(view: View) -> Iterator[Item]:
                 extra = draft.parameters.low * min(BITS.values()) / 8
                 least += extra
                 text += f" + {quantity(extra, m.unit.symbol)} of the draft model's"
-            chips = m.get("chips") or 1
+            chips = view.chips(m)
             arithmetic = f"{text}, printed {m.printed}"
             ways = {"": 1.0, f"{m.unit.symbol} means 2^30 bytes": GIBI}
             if chips > 1:
@@ -142,7 +142,7 @@ def capacity(view: View) -> Iterator[Item]:
             if most is None or needed is None or m.get("op") not in (None, *_WHOLE):
                 outcomes.append(Outcome(None, reading=m.text))
                 continue
-            chips = m.get("chips") or 1
+            chips = view.chips(m)
             limit = most.value * GIBI * chips
             count = f"{chips} × " if chips > 1 else ""
             arithmetic = f"{quantity(needed, 'GB')} in {count}{most.source}"

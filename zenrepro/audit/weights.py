@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from typing import Any
 
 from zenrepro import claims as claims_module
 from zenrepro.audit.engine import Meaning, View
@@ -36,6 +37,7 @@ class Weights:
 
     def __init__(self, view: View, model: str) -> None:
         self.view, self.model = view, model
+        self._known: dict[tuple[Any, Any], float | None] = {}
         stated = view.stated("count", "parameters", model=model)
         self.counts = stated
         self.parameters: Interval | None = None
@@ -120,11 +122,14 @@ class Weights:
 
     def _least(self, cost: Mapping[str, float], formats: Mapping[str, str] | None) -> float | None:
         """Least total over the parts in ``cost``: bytes under ``formats``, else parameters."""
-        answers = [
-            self._solve(cost, formats, sizes, gibi) for gibi, sizes in self.trusted.items()
-        ] or [self._solve(cost, formats, [], 1.0)]
-        known = [a for a in answers if a is not None]
-        return min(known) * _SCALE if known else None
+        key = (frozenset(cost), frozenset(formats.items()) if formats else None)
+        if key not in self._known:
+            answers = [
+                self._solve(cost, formats, sizes, gibi) for gibi, sizes in self.trusted.items()
+            ] or [self._solve(cost, formats, [], 1.0)]
+            solved = [a for a in answers if a is not None]
+            self._known[key] = min(solved) * _SCALE if solved else None
+        return self._known[key]
 
     def _solve(
         self,
@@ -167,7 +172,7 @@ class Weights:
         width = len(columns)
         dense = [([r.get(i, 0.0) for i in range(width)], limit) for r, limit in rows]
         answer = minimise([weights.get(i, 0.0) for i in range(width)], dense)
-        return None if answer is None else answer[0]
+        return None if answer is None else max(answer[0], 0.0)
 
     @staticmethod
     def _tie(
