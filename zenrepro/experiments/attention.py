@@ -51,8 +51,7 @@ def points(run: session.Session) -> Iterator[Point]:
     wanted = chosen(run.parameters)
     held: list[Problem] = []
     for case in cases(run.parameters):
-        given = run.parameters.dtype
-        for dtype in (given,) if given else case.dtypes(kind):
+        for dtype in dtypes(run.parameters, case, kind):
             for entry in wanted:
                 conditions = case.conditions(dtype)
                 unavailable = entry.status(run.hardware, conditions)
@@ -84,6 +83,11 @@ def chosen(parameters: Parameters) -> list[Entry]:
                 f"it has {', '.join(entry.algorithm for entry in rows)}"
             )
     return [entry for entry in rows if entry.algorithm in names or entry.name in names]
+
+
+def dtypes(parameters: Parameters, case: Case, kind: str) -> tuple[str, ...]:
+    """The formats that a case is measured in on a kind of device, unless one is given."""
+    return (parameters.dtype,) if parameters.dtype else case.dtypes(kind)
 
 
 def cases(parameters: Parameters) -> list[Case]:

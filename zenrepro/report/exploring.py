@@ -149,6 +149,33 @@ def roofline(records: Sequence[Record], found: Ceilings, title: str) -> Drawing:
         return Drawing(style.saved(paper_roofline.plot([panel]))[1])
 
 
+def against_baseline(records: Sequence[Record]) -> Grid:
+    """Speed of each implementation over its baseline under the same conditions, with the ratio's
+    95 % interval."""
+    times = {(r.implementation, _key(r)): r for r in _of(records, "time")}
+    rows = []
+    for (name, key), record in times.items():
+        base = times.get((record.baseline or "", key))
+        if base is None:
+            continue
+        seen = stats.ratio(stats.summarise(base.samples), stats.summarise(record.samples))
+        if seen is None:
+            continue
+        interval = f"{seen.low:.2f} to {seen.high:.2f}"
+        rows.append([name, _described(record), f"{seen.value:.2f} ×", interval])
+    return Grid(["implementation", "conditions", "speed over the baseline", "95 % interval"], rows)
+
+
+def _key(record: Record) -> tuple[tuple[str, Any], ...]:
+    return tuple(sorted(record.conditions.items()))
+
+
+def _described(record: Record) -> str:
+    hidden = ("op", "tokens")
+    given = {k: v for k, v in record.conditions.items() if k not in hidden}
+    return " ".join(f"{key}={value}" for key, value in sorted(given.items()))
+
+
 def reached(records: Sequence[Record], stated: dict[tuple[str, str | None], float]) -> Drawing:
     """Ceilings as bars: measured, and as the vendor states them (an open mark) where known.
 

@@ -35,6 +35,14 @@ class Case(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     model: str | None = None
     baseline_dtype: bool = False
 
+    def __str__(self) -> str:
+        length = f"{self.query_len} over {self.cache_len}"
+        if self.phase == "prefill" and self.query_len == self.cache_len:
+            length = str(self.query_len)
+        heads = f"{self.heads}/{self.kv_heads}" if self.heads != self.kv_heads else str(self.heads)
+        mask = "causal" if self.causal else "full"
+        return f"{self.phase} {self.batch} × {length}, {heads} heads of {self.head_dim}, {mask}"
+
     def conditions(self, dtype: str) -> dict[str, Any]:
         """The conditions of a record of this case, in canonical names."""
         out: dict[str, Any] = {
