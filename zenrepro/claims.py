@@ -198,7 +198,12 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
 
 class Publication(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
-    """The content of one file of claims."""
+    """The content of one file of claims.
+
+    ``implementations`` maps what the report calls an implementation to the names under which
+    records have it, ``<backend>.<algorithm>``; one that is not listed stands for the algorithm of
+    that name on any backend.
+    """
 
     schema: int
     report: Report
@@ -206,6 +211,7 @@ class Publication(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     not_claims: list[NotAClaim] = []
     parts: list[Part] = []
     policies: list[Policy] = []
+    implementations: dict[str, list[str]] = {}
 
     def by_id(self) -> dict[str, Claim]:
         """Claims by their id."""

@@ -38,9 +38,10 @@ def record(value, platform=H100, **given):
 
 def verdicts(claims, records, names=None):
     publication = claims_module.parse(
-        {"schema": 1, "report": {"title": "t", "version": "1"}, "claims": claims}, "test"
-    )
-    return {m.claim: m for m in judge(publication, records, names)}
+        {"schema": 1, "report": {"title": "t", "version": "1"}, "claims": claims,
+         "implementations": names or {}}, "test",
+    )  # fmt: skip
+    return {m.claim: m for m in judge(publication, records)}
 
 
 def verdict(a_claim, *records, names=None):
@@ -240,6 +241,21 @@ def test_a_condition_that_is_stated_as_a_number_is_not_a_measurement():
     assert verdict(given, record(1)).reason == "states a condition"
 
 
+def test_a_parts_speed_is_not_the_wholes():
+    whole = claim("c", "1,001", conditions={"platform": H100, "model": "m"})
+    assert verdict(whole, record(1001)).verdict == "not run"
+    step = record(1001, conditions={"op": "decode_step", "model": "m"})
+    assert verdict(whole, record(9000), step).verdict == "reproduced"
+    assert verdict({**whole, "relax": ["op"]}, record(1001)).verdict == "reproduced"
+
+
+def test_the_length_of_the_sequence_in_decode_is_that_of_its_cache():
+    decode = {"op": "attention", "model": "m", "batch": 4, "cache_len": 1024, "query_len": 1}
+    assert verdict(claim("c", "1,001"), record(1001, conditions=decode)).verdict == "reproduced"
+    short = {**decode, "cache_len": 512}
+    assert verdict(claim("c", "1,001"), record(1001, conditions=short)).verdict == "not run"
+
+
 # -- ratios --------------------------------------------------------------------------------------
 
 FAST, SLOW = {"implementation": "torch.fast"}, {"implementation": "torch.naive"}
@@ -343,6 +359,17 @@ def test_differences_and_sums_keep_their_unit():
     made = speedup("3,501", metric="sum", unit="token/s", of=["fast", "slow"], baseline=None)
     found = ratio(made, record(2500, **FAST), record(1000, **SLOW))
     assert found.value == pytest.approx(3500)
+
+
+def test_of_several_operands_the_ratio_is_any_between_them():
+    made = speedup("3.00", of=["fast", "faster"])
+    made.insert(0, claim("faster", "4,004", implementation="faster"))
+    found = ratio(made, record(2500, **FAST), record(1000, **SLOW),
+                  record(4000, implementation="torch.faster"))  # fmt: skip
+    assert found.value == pytest.approx(3.25)
+    assert found.low < 2.5
+    assert found.high > 4.0
+    assert len(found.against) == 2
 
 
 def test_a_rate_a_chip_divides_by_the_stated_chips():

@@ -22,6 +22,8 @@ from zenrepro.units import Dimension, unit
 
 # Numbers that a config or a file fixes, whatever the machine; counting settles them.
 COUNTED = frozenset(("count", "size"))
+# Ops that are a whole step or run: what a claim without an op speaks of.
+WHOLE_OPS = frozenset((None, "decode_step", "prefill", "serve", "speculate"))
 # Set by the device class or by the machine, and compared as such.
 _PLACE = frozenset(("platform", "chips"))
 
@@ -60,11 +62,9 @@ class Entry(NamedTuple):
 class Index:
     """One machine's records by quantity, metric and dimension, summarised once."""
 
-    def __init__(
-        self, records: Iterable[Record], names: Mapping[str, Sequence[str]] | None = None
-    ) -> None:
+    def __init__(self, records: Iterable[Record], names: Mapping[str, Sequence[str]]) -> None:
         """``names`` maps implementations as claims name them to those that records name."""
-        self.names = names or {}
+        self.names = names
         self.by_kind: dict[tuple[str, str, Dimension], list[Entry]] = defaultdict(list)
         self.by_quantity: dict[tuple[str, Dimension], list[Entry]] = defaultdict(list)
         for record in records:
@@ -78,8 +78,8 @@ class Index:
     def implements(self, entry: Entry, name: str | None) -> bool:
         """Whether a record is of the implementation that a claim names.
 
-        A name with a backend must be equal; one without is the algorithm on any backend, or what
-        the names given to the index say.
+        One that the publication maps is what it says; any other is equal to the record's, or is
+        the algorithm on any backend.
         """
         if name is None:
             return True
@@ -167,60 +167,81 @@ def _direct(claim: Claim, index: Index) -> list[Value] | Missing:
     ]
     if not named:
         return Missing(f"no implementation of {claim.implementation} was measured")
+    conditions = [item for item in claim.conditions.items() if item[0] != "platform"]
+    # A part's speed is not the whole's, whatever else agrees.
+    whole_too = "op" in claim.conditions or "op" in claim.relax
     found: list[Value] = []
     reasons: list[str] = []
-    nearest: tuple[int, str] | None = None
+    nearest: tuple[int, Entry] | None = None
     for entry in named:
-        differing, relaxed = _compare(claim, entry.record)
-        if differing:
-            if nearest is None or len(differing) < nearest[0]:
-                nearest = (len(differing), "; ".join(differing))
+        record = entry.record
+        if not whole_too and record.conditions.get("op") not in WHOLE_OPS:
             continue
+        unequal = [item for item in conditions if _has(record, item[0]) != item[1]]
+        forbidding = [key for key, _ in unequal if not _may_differ(claim, record, key)]
+        if forbidding:
+            if nearest is None or len(forbidding) < nearest[0]:
+                nearest = (len(forbidding), entry)
+            continue
+        relaxed = {key: _has(record, key) for key, _ in unequal}
         if not index.implements(entry, claim.implementation):
-            relaxed["implementation"] = entry.record.implementation
+            relaxed["implementation"] = record.implementation
         if entry.summary is None:
-            reasons.append(f"{entry.record.status}: {entry.record.reason or 'its samples flagged'}")
+            reasons.append(f"{record.status}: {record.reason or 'its samples are flagged'}")
             continue
+        same = _same_class(claim, record)
         found.append(
             Value(
-                entry.summary, dimension, (entry.record,), relaxed,
-                _same_class(claim, entry.record), entry.record.conditions, entry.backend,
+                entry.summary, dimension, (record,), relaxed, same, record.conditions, entry.backend
             )
         )  # fmt: skip
     if found:
         return found
-    if reasons:
-        return Missing(reasons[0])
-    return Missing(f"not under these conditions; the nearest record has {nearest[1]}"
-                   if nearest else "nothing comparable was measured")  # fmt: skip
+    if reasons or nearest is None:
+        return Missing(reasons[0] if reasons else "nothing comparable was measured")
+    differing = _differing(claim, nearest[1].record)
+    return Missing(f"not under these conditions; the nearest record has {differing}")
 
 
-def _compare(claim: Claim, record: Record) -> tuple[list[str], dict[str, Any]]:
-    """(what forbids the comparison, what was let differ and how the record has it)."""
-    differing: list[str] = []
-    relaxed: dict[str, Any] = {}
+def _has(record: Record, key: str) -> Any:
+    """A record's value of a condition, None where it has none.
+
+    The chips are the device's where the record does not say, and the length of the sequence that a
+    decode step extends is that of its cache.
+    """
+    has = record.conditions.get(key)
+    if has is None and key == "chips":
+        return record.device_class.count
+    if has is None and key == "seq_len":
+        return record.conditions.get("cache_len")
+    return has
+
+
+def _may_differ(claim: Claim, record: Record, key: str) -> bool:
+    """Whether a record may have another value of a condition than the claim."""
+    has = _has(record, key)
+    return key in claim.relax or (has is None and bool(claim.match) and key not in claim.match)
+
+
+def _differing(claim: Claim, record: Record) -> str:
+    """What keeps a record from being compared, in words."""
+    out = []
     for key, wanted in claim.conditions.items():
-        if key == "platform":
-            continue
-        has = record.conditions.get(key)
-        if key == "chips" and has is None:
-            has = record.device_class.count
-        if has == wanted:
-            continue
-        if key in claim.relax or (claim.match and key not in claim.match and has is None):
-            relaxed[key] = has
-        else:
-            shown = "no" if has is None else has
-            differing.append(f"{shown} {key} instead of {wanted}")
-    return differing, relaxed
+        has = _has(record, key)
+        if key != "platform" and has != wanted and not _may_differ(claim, record, key):
+            out.append(f"{'no' if has is None else _words(has)} {key} instead of {_words(wanted)}")
+    return "; ".join(out)
+
+
+def _words(value: Any) -> str:
+    return " + ".join(value) if isinstance(value, tuple) else str(value)
 
 
 def _same_class(claim: Claim, record: Record) -> bool:
     platform = claim.conditions.get("platform")
     if platform is None or platform != record.device_class.platform:
         return False
-    chips = claim.conditions.get("chips", record.device_class.count)
-    return bool(record.conditions.get("chips", record.device_class.count) == chips)
+    return "chips" not in claim.conditions or claim.conditions["chips"] == _has(record, "chips")
 
 
 def _stated(claim: Claim, claims: Mapping[str, Claim]) -> frozenset[str]:
@@ -275,10 +296,10 @@ def _derived(
 
 
 def _inverted(metric: str, dimension: Dimension) -> bool:
-    """Whether a derivation divides b by a: faster is less time, and a share of time is of rates
-    the other way round."""
+    """Whether a derivation divides b by a: faster is less time or energy, and a share of time is
+    of rates the other way round."""
     if metric == "speedup":
-        return dimension.s > 0
+        return dimension.s > 0 or (dimension.s == 0 and dimension.J > 0)
     return metric == "reduction_factor" or (metric == "time_share" and dimension.s < 0)
 
 
@@ -286,7 +307,8 @@ def _combined(claim: Claim, parts: Sequence[Value], base: Value | None) -> Value
     """One value of a derived claim, None where its operands have the wrong dimensions."""
     if not parts or any(part.dimension != parts[0].dimension for part in parts):
         return None
-    a = parts[0].summary if len(parts) == 1 else intervals.total([p.summary for p in parts])
+    together = intervals.total if claim.metric in ("sum", "share") else intervals.hull
+    a = together([part.summary for part in parts])
     dimension = parts[0].dimension
     summary: Summary | None = a
     if base is None:

@@ -6,7 +6,7 @@ docs/decisions/verdicts.md says how the cases were decided that DESIGN leaves op
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal
 
 import msgspec
@@ -67,16 +67,8 @@ class Measurement(msgspec.Struct, frozen=True, kw_only=True):
     candidates: int = 0
 
 
-def judge(
-    publication: Publication,
-    records: Iterable[Record],
-    names: Mapping[str, Sequence[str]] | None = None,
-) -> list[Measurement]:
-    """Verdicts of every claim on every machine that has records, by machine, in claims' order.
-
-    ``names`` maps the implementations that claims name to those that records name; a claim's name
-    without a backend also stands for the algorithm of that name on any backend.
-    """
+def judge(publication: Publication, records: Iterable[Record]) -> list[Measurement]:
+    """Verdicts of every claim on every machine that has records, by machine, in claims' order."""
     by_machine: dict[str, list[Record]] = defaultdict(list)
     for record in records:
         by_machine[record.machine].append(record)
@@ -84,7 +76,7 @@ def judge(
     return [
         _judge(claim, claims, index, machine)
         for machine, own in sorted(by_machine.items())
-        for index in [Index(own, names)]
+        for index in [Index(own, publication.implementations)]
         for claim in publication.claims
     ]
 

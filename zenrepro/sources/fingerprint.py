@@ -11,6 +11,7 @@ import ast
 import hashlib
 import json
 from collections.abc import Iterator
+from functools import cache
 from typing import Any, NamedTuple
 
 import yaml
@@ -79,7 +80,7 @@ def of_code(data: bytes, place: str) -> Code:
         fingerprint=whole,
         frame=of_tree(tree, {id(node) for _, node in found}) if found else whole,
         rows=rows,
-        imports=tuple(_imports(tree)),
+        imports=tuple(_imports(tree, calls=b"import_module" in data or b"__import__" in data)),
     )
 
 
@@ -131,31 +132,38 @@ def _serialised(node: ast.AST, without: set[int]) -> str:
 
 
 def _write(value: Any, out: list[str], without: set[int]) -> None:
-    if isinstance(value, ast.Constant):
+    kind = type(value)
+    if kind is ast.Constant:
         # As ASCII, since repr() prints by the Unicode tables of the Python version.
         out.append(f"{type(value.value).__name__}:{value.value!a};")
-    elif isinstance(value, ast.AST):
-        out.append(f"({type(value).__name__}")
-        for name in value._fields:
+    elif kind is list:
+        out.append("[")
+        for item in value:
+            _write(item, out, without)
+        out.append("]")
+    elif issubclass(kind, ast.AST):
+        out.append(f"({kind.__name__}")
+        for name in _fields(kind):  # type: ignore[arg-type]
             child = getattr(value, name, None)
-            if child is None or name in _SKIPPED:
+            if child is None or (name == "format_spec" and not child.values):
                 continue
-            if name == "format_spec" and not child.values:
+            if type(child) is str:
+                out.append(f" {name}={child!a};")
                 continue
-            if isinstance(child, list):
+            if type(child) is list:
                 child = _kept(value, name, child, without)
                 if not child:
                     continue
             out.append(f" {name}=")
             _write(child, out, without)
         out.append(")")
-    elif isinstance(value, list):
-        out.append("[")
-        for item in value:
-            _write(item, out, without)
-        out.append("]")
     else:
         out.append(f"{value!a};")
+
+
+@cache
+def _fields(kind: type) -> tuple[str, ...]:
+    return tuple(name for name in getattr(kind, "_fields", ()) if name not in _SKIPPED)
 
 
 def _kept(parent: ast.AST, name: str, children: list[Any], without: set[int]) -> list[Any]:
@@ -227,8 +235,8 @@ def _texts(node: ast.AST) -> Iterator[str]:
             yield child.value
 
 
-def _imports(tree: ast.Module) -> Iterator[Import]:
-    """Every import that can run, wherever it stands; ``import_module("a.b")`` counts as one.
+def _imports(tree: ast.Module, calls: bool) -> Iterator[Import]:
+    """Every import that can run, wherever it stands; with ``calls``, ``import_module("a.b")`` too.
 
     What stands under ``if TYPE_CHECKING`` never runs, but where the module has a ``__getattr__`` it
     declares what that imports lazily.
@@ -248,8 +256,11 @@ def _imports(tree: ast.Module) -> Iterator[Import]:
                 yield Import(name, (), 0)
         if isinstance(node, ast.If) and _is_type_checking(node.test) and not lazy:
             pending.extend(node.orelse)
-        else:
+        elif calls:
             pending.extend(ast.iter_child_nodes(node))
+        else:  # import statements stand in blocks only, never inside expressions
+            for block in ("body", "orelse", "finalbody", "handlers", "cases"):
+                pending.extend(getattr(node, block, ()))
 
 
 def _imported_by_call(node: ast.Call) -> str | None:

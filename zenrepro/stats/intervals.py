@@ -101,6 +101,13 @@ def total(parts: Sequence[Summary]) -> Summary:
     return Summary(value, value - below, value + above, min(part.n for part in parts))
 
 
+def hull(parts: Sequence[Summary]) -> Summary:
+    """What several medians span: their mean, from the lowest low to the highest high."""
+    value = sum(part.value for part in parts) / len(parts)
+    lows, highs = [part.low for part in parts], [part.high for part in parts]
+    return Summary(value, min(lows), max(highs), min(part.n for part in parts))
+
+
 def scaled(summary: Summary, factor: float, offset: float = 0.0) -> Summary:
     """``offset + factor * summary``: another unit, or one minus a share. Exact."""
     ends = (offset + factor * summary.low, offset + factor * summary.high)
