@@ -13,9 +13,9 @@ from zenrepro.backends.base import Array, Backend, Timing, Unavailable, one_line
 from zenrepro.backends.timing import enough, on_cpu
 from zenrepro.hardware import nvidia
 
-# Samples queued on the GPU between two waits: enough that it never idles, few enough to stop in
-# time.
-_QUEUED = 10
+# Samples queued on the GPU between two waits: enough that it never idles, few enough that the time
+# box is kept.
+_MOST_QUEUED, _QUEUED_S = 10, 0.05
 _MINIMUM_FLUSH_BYTES = 2**27
 
 
@@ -111,10 +111,11 @@ class TorchBackend(Backend):
             run()
         torch.cuda.synchronize(self.index)
         seconds: list[float] = []
+        queued = 1
         started = time.perf_counter()
         while not enough(len(seconds), samples, started, budget_s):
             pairs = []
-            for _ in range(min(_QUEUED, samples - len(seconds))):
+            for _ in range(min(queued, samples - len(seconds))):
                 begin = torch.cuda.Event(enable_timing=True)
                 end = torch.cuda.Event(enable_timing=True)
                 if flush:
@@ -125,6 +126,7 @@ class TorchBackend(Backend):
                 pairs.append((begin, end))
             torch.cuda.synchronize(self.index)
             seconds += [begin.elapsed_time(end) / 1e3 for begin, end in pairs]
+            queued = max(1, min(_MOST_QUEUED, int(_QUEUED_S / max(seconds[-1], 1e-9))))
         caches = (
             f"L2 emptied before each by writing and reading {self._flush_bytes // 2**20} MiB"
             if cold

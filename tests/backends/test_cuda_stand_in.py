@@ -1,0 +1,174 @@
+"""The CUDA timer on a stand-in for torch.cuda: order of work, what is counted, and failures.
+
+``test_accelerator.py`` tries the same on a real GPU where there is one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from zenrepro.backends.torch import TorchBackend
+
+
+class OutOfMemoryError(RuntimeError):
+    """As torch names it."""
+
+
+class Gpu:
+    """Runs what it is given in order, on its own clock; remembers what it ran."""
+
+    def __init__(self) -> None:
+        self.now_ms = 0.0
+        self.ran: list[str] = []
+        self.captured: list[tuple[str, float]] | None = None
+        self.cuda = SimpleNamespace(
+            Event=lambda enable_timing: Event(self),
+            Stream=lambda index: SimpleNamespace(wait_stream=lambda other: None),
+            current_stream=lambda index: SimpleNamespace(wait_stream=lambda other: None),
+            stream=self._stream,
+            synchronize=lambda index: None,
+            CUDAGraph=lambda: Graph(self),
+            graph=self._capture,
+            OutOfMemoryError=OutOfMemoryError,
+            get_device_properties=lambda index: SimpleNamespace(L2_cache_size=60 * 2**20),
+        )
+        self.int32 = self.float32 = None
+        self.inference_mode = self._stream
+
+    def run(self, name: str, ms: float) -> None:
+        if self.captured is not None:
+            self.captured.append((name, ms))
+            return
+        self.ran.append(name)
+        self.now_ms += ms
+
+    @contextmanager
+    def _stream(self, *_: Any) -> Iterator[None]:
+        yield
+
+    @contextmanager
+    def _capture(self, graph: Graph, stream: Any) -> Iterator[None]:
+        self.captured = graph.work
+        try:
+            yield
+        finally:
+            self.captured = None
+
+    def empty(self, *_: Any, **__: Any) -> Any:
+        return SimpleNamespace(zero_=lambda: self.run("write", 0.03))
+
+    ones = empty
+
+    def sum(self, *_: Any, **__: Any) -> None:
+        self.run("read", 0.03)
+
+
+class Event:
+    def __init__(self, gpu: Gpu) -> None:
+        self.gpu, self.at_ms = gpu, 0.0
+
+    def record(self) -> None:
+        self.at_ms = self.gpu.now_ms
+
+    def elapsed_time(self, end: Event) -> float:
+        return end.at_ms - self.at_ms
+
+
+class Graph:
+    def __init__(self, gpu: Gpu) -> None:
+        self.gpu = gpu
+        self.work: list[tuple[str, float]] = []
+
+    def replay(self) -> None:
+        for name, ms in self.work:
+            self.gpu.run(name, ms)
+
+
+@pytest.fixture
+def gpu() -> Gpu:
+    return Gpu()
+
+
+@pytest.fixture
+def backend(gpu: Gpu) -> TorchBackend:
+    one = object.__new__(TorchBackend)
+    one.device, one.kind, one.index, one.torch = "cuda:0", "cuda", 0, gpu
+    return one
+
+
+def test_only_the_replay_is_counted(backend: TorchBackend, gpu: Gpu) -> None:
+    calls = []
+
+    def call() -> str:
+        calls.append(1)
+        gpu.run("kernel", 0.5)
+        return "result"
+
+    seconds, method = backend.time(call, samples=25, warmup=3, cold=True)
+    assert seconds == pytest.approx([0.5e-3] * 25)
+    assert "replay of a CUDA graph" in method
+    assert "128 MiB" in method
+    assert len(calls) == 3 + 1  # Warm-up and capture; the host never calls it again.
+    # Each sample finds the L2 written over, then read over.
+    assert gpu.ran[-6:] == ["write", "read", "kernel"] * 2
+
+
+def test_a_large_l2_gets_a_larger_flush(backend: TorchBackend, gpu: Gpu) -> None:
+    gpu.cuda.get_device_properties = lambda index: SimpleNamespace(L2_cache_size=126 * 2**20)
+    assert backend._flush_bytes == 252 * 2**20
+
+
+def test_a_warm_call_is_not_flushed(backend: TorchBackend, gpu: Gpu) -> None:
+    _, method = backend.time(lambda: gpu.run("kernel", 0.5), samples=3, warmup=1, cold=False)
+    assert set(gpu.ran) == {"kernel"}
+    assert "warm L2" in method
+
+
+def test_a_call_that_cannot_be_captured_is_timed_plainly(backend: TorchBackend, gpu: Gpu) -> None:
+    def call() -> None:
+        if gpu.captured is not None:
+            raise RuntimeError("operation not permitted when stream is capturing\nand more")
+        gpu.run("kernel", 0.5)
+
+    seconds, method = backend.time(call, samples=5, warmup=1, cold=True)
+    assert seconds == pytest.approx([0.5e-3] * 5)
+    assert "not a graph (operation not permitted when stream is capturing)" in method
+
+
+def test_lack_of_memory_while_capturing_is_raised(backend: TorchBackend, gpu: Gpu) -> None:
+    def call() -> None:
+        if gpu.captured is not None:
+            raise OutOfMemoryError("CUDA out of memory. Tried to allocate 4 GiB")
+
+    with pytest.raises(OutOfMemoryError) as raised:
+        backend.time(call, samples=5, warmup=1, cold=True)
+    assert backend.is_out_of_memory(raised.value)
+
+
+def test_an_error_of_the_call_is_not_taken_for_one_of_capture(
+    backend: TorchBackend, gpu: Gpu
+) -> None:
+    calls = iter(range(100))
+
+    def call() -> None:
+        if next(calls) >= 2:
+            raise ValueError("of the call")
+
+    with pytest.raises(ValueError, match="of the call"):
+        backend.time(call, samples=5, warmup=1, cold=False)
+
+
+def test_the_time_box_ends_between_queues(backend: TorchBackend, gpu: Gpu) -> None:
+    seconds, _ = backend.time(
+        lambda: gpu.run("kernel", 0.5), samples=50, warmup=1, cold=False, budget_s=0.0
+    )
+    assert len(seconds) == 11  # One to learn its length, then as many as fill 50 ms, at most 10.
+    seconds, _ = backend.time(
+        lambda: gpu.run("kernel", 800.0), samples=50, warmup=1, cold=False, budget_s=0.0
+    )
+    assert len(seconds) == 3
