@@ -23,30 +23,17 @@ class Estimate:
     """The time left, from what each point took before and what the others take now."""
 
     def __init__(self, plan: events.Planned) -> None:
-        self._known_s = plan.estimate_s
-        self._unknown = plan.without_estimate
+        self._estimates_s = plan.estimates_s
         self._took: list[float] = []
-        self._current: float | None = None
 
-    def started(self, event: events.Measuring) -> None:
-        """A point begins."""
-        self._current = event.estimate_s
-
-    def ended(self, event: events.Measured) -> None:
-        """A point ended."""
-        if self._current is None:
-            self._unknown -= 1
-            self._took.append(event.seconds)
-        else:
-            self._known_s = max(0.0, self._known_s - self._current)
-
-    def left_s(self) -> float | None:
-        """Seconds left; None while nothing like the remaining points was ever measured."""
-        if self._unknown <= 0:
-            return self._known_s
-        if not self._took:
+    def ended(self, event: events.Measured) -> float | None:
+        """A point ended; returns the seconds left, None after the last one."""
+        self._took.append(event.seconds)
+        left = self._estimates_s[event.index + 1 :]
+        if not left:
             return None
-        return self._known_s + self._unknown * sum(self._took) / len(self._took)
+        usual = sum(self._took) / len(self._took)
+        return sum(usual if estimate is None else estimate for estimate in left)
 
 
 class Watch:
@@ -131,15 +118,11 @@ def _plain(stream: TextIO) -> tuple[Callable[[events.Event | None], None], Calla
             state["estimate"] = Estimate(event)
         elif isinstance(event, events.Measuring):
             state["now"], state["since"] = event.name, now
-            if estimate:
-                estimate.started(event)
         elif isinstance(event, events.Measured):
             state["now"] = None
-            if estimate:
-                estimate.ended(event)
-                left = estimate.left_s()
-                if left is not None and left >= 1 and event.index + 1 < event.total:
-                    text[-1] += f"  (about {duration(left)} left)"
+            left = estimate.ended(event) if estimate else None
+            if left is not None and left >= 1:
+                text[-1] += f"  (about {duration(left)} left)"
         for line in text:
             print(line, file=stream, flush=True)
             state["at"] = now
@@ -162,6 +145,7 @@ def _bar(stream: TextIO) -> tuple[Callable[[events.Event | None], None], Callabl
         TextColumn("{task.description}"),
         console=console,
         transient=True,
+        refresh_per_second=2,  # drawing takes time that a measurement on the CPU would feel
     )
     lines = Lines()
     state: dict[str, Any] = {"task": None, "estimate": None}
@@ -172,19 +156,19 @@ def _bar(stream: TextIO) -> tuple[Callable[[events.Event | None], None], Callabl
         for line in lines.of(event):
             if not isinstance(event, events.Measured) or event.status != "ok":
                 progress.console.print(escape(line), highlight=False, soft_wrap=True)
-        if isinstance(event, events.Planned) and event.todo:
+        if isinstance(event, events.Planned) and event.estimates_s:
             progress.start()
             state["estimate"] = Estimate(event)
-            state["task"] = progress.add_task("", total=event.todo, left="")
+            if state["task"] is not None:
+                progress.remove_task(state["task"])
+            state["task"] = progress.add_task("", total=len(event.estimates_s), left="")
         task, estimate = state["task"], state["estimate"]
         if task is None:
             return
         if isinstance(event, events.Measuring):
-            estimate.started(event)
             progress.update(task, description=escape(event.name), total=event.total)
         elif isinstance(event, events.Measured):
-            estimate.ended(event)
-            left = estimate.left_s()
+            left = estimate.ended(event)
             shown = "" if left is None else f"about {duration(left)} left"
             progress.update(task, advance=1, left=shown)
 

@@ -29,16 +29,14 @@ class Opened(msgspec.Struct, frozen=True, tag=True, kw_only=True):
 
 
 class Planned(msgspec.Struct, frozen=True, tag=True, kw_only=True):
-    """How many points there are, how many must be measured, and how long that took before.
+    """How many points there are, and the seconds that each one to measure took before.
 
-    ``without_estimate`` counts the points that were never measured here; ``edited`` says which
+    ``estimates_s`` has None for a point like none that was measured here. ``edited`` says which
     code makes this a draft.
     """
 
     total: int
-    todo: int
-    estimate_s: float
-    without_estimate: int
+    estimates_s: list[float | None]
     edited: str | None
 
 

@@ -45,7 +45,8 @@ class Lines:
                 lines.append(f"  {event.backend} is not here: {event.missing}")
             return lines
         if isinstance(event, events.Planned):
-            lines = [f"  {event.todo} of {event.total} points to measure{_estimate(event)}"]
+            todo = len(event.estimates_s)
+            lines = [f"  {todo} of {event.total} points to measure{_estimate(event)}"]
             if event.edited is not None:
                 lines.append(f"  edited notebook, so its records are drafts: {event.edited}")
             return lines
@@ -67,12 +68,14 @@ class Lines:
 
 
 def _estimate(event: events.Planned) -> str:
-    if not event.todo:
+    known = [seconds for seconds in event.estimates_s if seconds is not None]
+    unknown = len(event.estimates_s) - len(known)
+    if not event.estimates_s:
         return ""
-    if event.without_estimate == event.todo:
+    if not known:
         return ", never measured here before"
-    more = f" and {event.without_estimate} never measured" if event.without_estimate else ""
-    return f", about {duration(event.estimate_s)}{more}"
+    more = f" and {unknown} never measured" if unknown else ""
+    return f", about {duration(sum(known))}{more}"
 
 
 def duration(seconds: float) -> str:

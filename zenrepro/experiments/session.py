@@ -194,12 +194,13 @@ class Session:
             if why is not None and self._reason(point) is not None:
                 self._store(self._not_attempted(point))
         todo = [point for point, why in planned if why and self._reason(point) is None]
-        self._announce(planned, todo, edited)
+        self._announce(len(planned), todo, edited)
         if todo:
             with self._device() as waited:
                 if waited:  # the run before may have measured some of these
                     again = {id(point): why for point, why in self.plan(todo)}
                     todo = [point for point in todo if again[id(point)]]
+                    self._announce(len(planned), todo, edited)
                 for index, point in enumerate(todo):
                     self._measure(point, index, len(todo))
         records = [self._seen[shell.identity()] for p, _ in planned for shell in self._shells(p)]
@@ -370,17 +371,10 @@ class Session:
 
     # -- progress and the device ---------------------------------------------------------------
 
-    def _announce(
-        self, planned: list[tuple[Point, str | None]], todo: list[Point], edited: str | None
-    ) -> None:
-        known = [s for s in map(self.estimate, todo) if s is not None]
+    def _announce(self, total: int, todo: list[Point], edited: str | None) -> None:
         self.progress.emit(
             events.Planned(
-                total=len(planned),
-                todo=len(todo),
-                estimate_s=sum(known),
-                without_estimate=len(todo) - len(known),
-                edited=edited,
+                total=total, estimates_s=[self.estimate(point) for point in todo], edited=edited
             )
         )
 
