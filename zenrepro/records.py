@@ -151,6 +151,9 @@ class ResultsFile(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     records: list[Record]
 
 
+_FILE = msgspec.json.Decoder(ResultsFile)
+
+
 def check(record: Record, place: str) -> Record:
     """Return the record with canonical conditions. Raises InputError naming ``place``."""
     if record.quantity not in QUANTITIES:
@@ -185,18 +188,11 @@ def decode(data: bytes, place: str) -> ResultsFile:
     or two records of one identity.
     """
     try:
-        head = msgspec.json.decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise InputError(
-            f"{place}: not a whole JSON file ({error}); restore it or delete it and run again"
-        ) from None
-    if not isinstance(head, dict) or head.get("schema") != SCHEMA:
-        found = head.get("schema") if isinstance(head, dict) else None
-        raise InputError(f"{place}: schema version is {found!r}, this zenrepro reads {SCHEMA}")
-    try:
-        out = msgspec.convert(head, ResultsFile)
-    except msgspec.ValidationError as error:
-        raise InputError(f"{place}: {error}") from None
+        out = _FILE.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        out = _explained(data, place)
+    if out.schema != SCHEMA:
+        raise InputError(f"{place}: schema version is {out.schema!r}, this zenrepro reads {SCHEMA}")
     seen: set[tuple[Any, ...]] = set()
     for index, record in enumerate(out.records):
         where = f"{place}, records[{index}]"
@@ -211,6 +207,23 @@ def decode(data: bytes, place: str) -> ResultsFile:
             raise InputError(f"{where}: a second record of the same identity; delete one of them")
         seen.add(checked.identity())
     return out
+
+
+def _explained(data: bytes, place: str) -> ResultsFile:
+    """Decode step by step what did not decode at once, and say at which step it fails."""
+    try:
+        head = msgspec.json.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise InputError(
+            f"{place}: not a whole JSON file ({error}); restore it or delete it and run again"
+        ) from None
+    if not isinstance(head, dict) or head.get("schema") != SCHEMA:
+        found = head.get("schema") if isinstance(head, dict) else None
+        raise InputError(f"{place}: schema version is {found!r}, this zenrepro reads {SCHEMA}")
+    try:
+        return msgspec.convert(head, ResultsFile)
+    except msgspec.ValidationError as error:
+        raise InputError(f"{place}: {error}") from None
 
 
 def encode(content: ResultsFile) -> bytes:
