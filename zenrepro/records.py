@@ -189,7 +189,7 @@ def decode(data: bytes, place: str) -> ResultsFile:
     """
     try:
         out = _FILE.decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         out = _explained(data, place)
     if out.schema != SCHEMA:
         raise InputError(f"{place}: schema version is {out.schema!r}, this zenrepro reads {SCHEMA}")
@@ -213,7 +213,7 @@ def _explained(data: bytes, place: str) -> ResultsFile:
     """Decode step by step what did not decode at once, and say at which step it fails."""
     try:
         head = msgspec.json.decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InputError(
             f"{place}: not a whole JSON file ({error}); restore it or delete it and run again"
         ) from None
@@ -223,7 +223,7 @@ def _explained(data: bytes, place: str) -> ResultsFile:
     try:
         return msgspec.convert(head, ResultsFile)
     except msgspec.ValidationError as error:
-        raise InputError(f"{place}: {error}") from None
+        raise InputError(f"{place}: {' '.join(str(error).split())}") from None
 
 
 def encode(content: ResultsFile) -> bytes:
