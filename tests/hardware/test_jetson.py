@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from zenrepro import hardware
-from zenrepro.hardware import installed, jetson, listing
+from zenrepro.hardware import installed, jetson
 
 
 @pytest.fixture
@@ -72,12 +72,5 @@ def test_a_jetson_is_a_cuda_device(board: Path, monkeypatch: pytest.MonkeyPatch)
         hardware._static.cache_clear()
     assert found.device == "cuda:0"
     assert found.machine == "nvidia-jetson-agx-orin-developer-kit-bench"
-    (row,) = listing.rows([found])
-    assert row.memory == "65.9 GB"
-    assert "MODE_30W" in row.state
-
-
-def test_a_missing_device_is_a_row_with_its_reason() -> None:
-    missing = hardware.Missing(backend="jax", device="tpu", reason="this machine has no TPU")
-    (row,) = listing.rows([missing])
-    assert (row.backend, row.device, row.reason) == ("jax", "tpu", "this machine has no TPU")
+    assert found.power_mode == "MODE_30W"
+    assert found.environment.other_load is None

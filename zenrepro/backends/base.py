@@ -19,7 +19,7 @@ DTYPES = ("fp64", "fp32", "fp16", "bf16", "fp8_e4m3", "int8")
 
 # Above so many elements, random data repeats a block of this prime length: the host draws some
 # 1e8 normals a second, and a card holds 1e11. A prime keeps rows from being copies of each other.
-TILE_ABOVE = 2**26
+TILE_ABOVE = 2**24
 TILE = 16_777_213
 
 
@@ -49,7 +49,7 @@ class Backend(ABC):
         """Normal values times ``scale`` (int8: uniform in -127…127, ``scale`` unused).
 
         The same on every backend: drawn by numpy's PCG64 in fp32 (fp64 for fp64), then rounded to
-        nearest even. Above 64 Mi elements a block of 16,777,213 values repeats.
+        nearest even. Above 16 Mi elements a block of 16,777,213 values repeats.
         """
         size = 1
         for extent in shape:

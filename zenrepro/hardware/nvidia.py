@@ -41,7 +41,8 @@ def missing() -> str | None:
     if not _visible():
         hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
         if hidden is not None:
-            return f"CUDA_VISIBLE_DEVICES={hidden!r} leaves no NVIDIA GPU visible"
+            part = " (parts of a GPU, MIG, are not supported)" if "MIG" in hidden else ""
+            return f"CUDA_VISIBLE_DEVICES={hidden!r} leaves no NVIDIA GPU visible{part}"
         return "the NVIDIA driver sees no GPU"
     return None
 

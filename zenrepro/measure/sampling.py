@@ -103,6 +103,7 @@ def sample(backend: Backend, call: Callable[[], Any], *, scale: str, cold: bool 
 
 def _first_calls(backend: Backend, call: Callable[[], Any]) -> tuple[int | None, float]:
     """Peak memory, and about how long one call takes once it is compiled."""
+    backend.synchronise()  # Compiles what waiting needs, so that it is not taken for the call.
     peak_bytes = backend.peak_memory(call)
     once_s = _once(backend, call)
     if peak_bytes is None and once_s > 0.5:
