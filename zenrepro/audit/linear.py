@@ -1,13 +1,19 @@
 """A small linear programme: the least of a linear cost over a polyhedron, by the simplex method.
 
-A dozen unknowns and rows at most, so a dense tableau and Bland's rule (which cannot cycle) do.
+A few dozen unknowns and rows at most, so a dense tableau does. Steepest columns first, Bland's rule
+(which cannot cycle) when that takes long.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
 
 _EPSILON = 1e-9
+_BEFORE_BLAND = 60
+_Array = np.ndarray[Any, np.dtype[np.float64]]
 
 
 def minimise(
@@ -19,79 +25,70 @@ def minimise(
     has no least value.
     """
     unknowns, count = len(cost), len(rows)
-    # Dictionary form: basic[i] = table[i][0] + sum(table[i][1 + j] * free[j]).
+    # Dictionary form: basic[i] = table[i, 0] + table[i, 1:] @ free; the last row is the cost.
     free = list(range(unknowns))
     basic = list(range(unknowns, unknowns + count))
-    table = [[float(limit), *(-float(c) for c in coefficients)] for coefficients, limit in rows]
-    if any(row[0] < -_EPSILON for row in table):
+    table = np.zeros((count + 1, unknowns + 1))
+    for i, (coefficients, limit) in enumerate(rows):
+        table[i, 0] = limit
+        table[i, 1:] = np.negative(coefficients)
+    if count and table[:count, 0].min() < -_EPSILON:
         # Phase one: an extra unknown relaxes every row; its least value tells feasibility.
         extra = unknowns + count
         free.append(extra)
-        for row in table:
-            row.append(1.0)
-        goal = [0.0] * (len(free) + 1)
-        goal[-1] = 1.0
-        worst = min(range(count), key=lambda i: table[i][0])
-        _pivot(table, goal, basic, free, worst, len(free) - 1)
-        _descend(table, goal, basic, free)
-        if goal[0] > 1e-7:
+        table = np.hstack([table, np.ones((count + 1, 1))])
+        _pivot(table, basic, free, int(table[:count, 0].argmin()), len(free) - 1)
+        _descend(table, basic, free)
+        if table[-1, 0] > 1e-7:
             return None
         if extra in basic:
             out = basic.index(extra)
-            column = max(range(len(free)), key=lambda j: abs(table[out][1 + j]))
-            _pivot(table, goal, basic, free, out, column)
+            _pivot(table, basic, free, out, int(np.abs(table[out, 1:]).argmax()))
         column = free.index(extra)
         del free[column]
-        for row_values in table:
-            del row_values[1 + column]
-    goal = [0.0] * (len(free) + 1)
+        table = np.delete(table, 1 + column, axis=1)
+    table[-1] = 0.0
     for j, name in enumerate(free):
         if name < unknowns:
-            goal[1 + j] += cost[name]
+            table[-1, 1 + j] += cost[name]
     for i, name in enumerate(basic):
-        if name < unknowns:
-            for j, value in enumerate(table[i]):
-                goal[j] += cost[name] * value
-    _descend(table, goal, basic, free)
+        if name < unknowns and cost[name]:
+            table[-1] += cost[name] * table[i]
+    _descend(table, basic, free)
     point = [0.0] * unknowns
     for i, name in enumerate(basic):
         if name < unknowns:
-            point[name] = table[i][0]
-    return goal[0], point
+            point[name] = float(table[i, 0])
+    return float(table[-1, 0]), point
 
 
-def _descend(
-    table: list[list[float]], goal: list[float], basic: list[int], free: list[int]
-) -> None:
+def _descend(table: _Array, basic: list[int], free: list[int]) -> None:
+    steps = 0
     while True:
-        entering = [j for j in range(len(free)) if goal[1 + j] < -_EPSILON]
-        if not entering:
+        slopes = table[-1, 1:]
+        if not len(slopes) or slopes.min() >= -_EPSILON:
             return
-        column = min(entering, key=lambda j: free[j])
-        limits = [
-            (table[i][0] / -table[i][1 + column], basic[i], i)
-            for i in range(len(table))
-            if table[i][1 + column] < -_EPSILON
-        ]
-        if not limits:
+        if steps < _BEFORE_BLAND:
+            column = int(slopes.argmin())
+        else:
+            column = min(np.flatnonzero(slopes < -_EPSILON), key=lambda j: free[j])
+        falling = np.flatnonzero(table[:-1, 1 + column] < -_EPSILON)
+        if not len(falling):
             raise ArithmeticError("the cost has no least value")
-        _pivot(table, goal, basic, free, min(limits)[2], column)
+        ratios = table[falling, 0] / -table[falling, 1 + column]
+        least = ratios.min()
+        row = min(falling[ratios <= least + 1e-12], key=lambda i: basic[i])
+        _pivot(table, basic, free, int(row), column)
+        steps += 1
 
 
-def _pivot(
-    table: list[list[float]], goal: list[float], basic: list[int], free: list[int],
-    row: int, column: int,
-) -> None:  # fmt: skip
-    old = table[row]
-    scale = -old[1 + column]
-    new = [value / scale for value in old]
+def _pivot(table: _Array, basic: list[int], free: list[int], row: int, column: int) -> None:
+    scale = -table[row, 1 + column]
+    new = table[row] / scale
     new[1 + column] = -1.0 / scale
+    factors = table[:, 1 + column].copy()
+    factors[row] = 0.0
+    table[:, 1 + column] = 0.0
+    table += np.outer(factors, new)
     table[row] = new
-    for other in (*(r for i, r in enumerate(table) if i != row), goal):
-        factor = other[1 + column]
-        if factor == 0.0:
-            continue
-        other[1 + column] = 0.0
-        for j, value in enumerate(new):
-            other[j] += factor * value
     basic[row], free[column] = free[column], basic[row]

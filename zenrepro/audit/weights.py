@@ -157,9 +157,12 @@ class Weights:
                     policy = self.view.policies.get(m.get("policy") or "")
                     group = m.get("group_size") or (policy.group_size if policy else None)
                     kept = (name, f"{stored} {group or m.get('policy') or m.claim.id}")
-                    column = columns.setdefault(kept, len(columns))
                     weight = 1.0
-                    self._tie(rows, columns[(name, "")], column, stored, self.scale_bits(m, stored))
+                    if kept not in columns:
+                        columns[kept] = len(columns)
+                        most = self.scale_bits(m, stored)
+                        self._tie(rows, columns[(name, "")], columns[kept], stored, most)
+                    column = columns[kept]
                 else:
                     column, weight = columns[(name, "")], BITS[stored] / 8
                 row[column] = row.get(column, 0.0) + weight
