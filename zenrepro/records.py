@@ -227,5 +227,11 @@ def _explained(data: bytes, place: str) -> ResultsFile:
 
 
 def encode(content: ResultsFile) -> bytes:
-    """Encode a results file: indented JSON, keys in schema order, records in the given order."""
-    return msgspec.json.format(msgspec.json.encode(content), indent=1) + b"\n"
+    """Encode a results file: JSON with one record a line, so that a difference shows records.
+
+    Records stand in the given order, their keys in the schema's.
+    """
+    head = {key: getattr(content, key) for key in ("schema", "machine", "experiment")}
+    opening = msgspec.json.encode(head)[:-1] + b',"records":['
+    lines = b",\n".join(msgspec.json.encode(record) for record in content.records)
+    return opening + b"\n" + lines + b"\n]}\n"
