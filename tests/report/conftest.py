@@ -219,6 +219,7 @@ def _measurements(records: list[Record]) -> list[Any]:
             "claim": claim, "machine": machine, "verdict": verdict, "reason": None,
             "value": None, "low": None, "high": None, "unit": None, "ratio": None,
             "record": None, "relaxed": {},
+            "across": False, "reading": None, "against": (),
         }  # fmt: skip
         return SimpleNamespace(**{**base, **given})
 

@@ -11,7 +11,7 @@ from typing import Any
 import jinja2
 
 from zenrepro.errors import InputError
-from zenrepro.report import summary, tables, tex
+from zenrepro.report import layout, summary, tables, tex
 from zenrepro.report.escape import Tex, escape
 from zenrepro.report.evidence import BODY_MACHINES, Evidence
 from zenrepro.report.figures import Figure
@@ -69,6 +69,10 @@ class _Document:
             "findings": summary.findings(evidence),
             "machines": summary.machines(evidence),
             "record_groups": self._record_groups(),
+            "comparisons": [
+                {"title": m.title, "rows": summary.comparisons(evidence, m.name)}
+                for m in evidence.machines
+            ],
             "other_tables": self._other_tables(),
             "assumed_bounds": self._assumed_bounds(),
             "figures": list(self.figures.values()),
@@ -144,7 +148,12 @@ class _Document:
 
     def _table(self, built: tables.Table, caption: Tex, label: str) -> Tex:
         template = self.env.get_template("parts/table.tex.jinja")
-        return Tex(template.render(table=built, caption=caption, label=label, titles=self.titles))
+        return Tex(
+            template.render(
+                table=built, caption=caption, label=label, titles=self.titles,
+                layout=layout.fit(built, self.titles),
+            )
+        )  # fmt: skip
 
     def _other_tables(self) -> list[Tex]:
         """The tables again for machines that the body has no room for: measured lines only."""

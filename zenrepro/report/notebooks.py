@@ -100,10 +100,33 @@ def _body(content: bytes) -> tuple[str, bool]:
             data = output.get("data", {})
             for kind in [k for k in data if "javascript" in k or "widget" in k]:
                 del data[kind]
-    exporter = HTMLExporter(
-        template_name="basic", embed_images=True, sanitize_html=True, exclude_anchor_links=True
-    )
-    return str(exporter.from_notebook_node(notebook)[0]), failed
+    exporter = HTMLExporter(template_name="basic", embed_images=True, exclude_anchor_links=True)
+    return _cleaned(exporter.from_notebook_node(notebook)[0]), failed
+
+
+_TAGS = frozenset(
+    "a abbr b blockquote br caption code col colgroup dd del details div dl dt em figcaption figure "
+    "h1 h2 h3 h4 h5 h6 hr i img ins kbd li ol p pre s samp section small span strong sub summary "
+    "sup table tbody td tfoot th thead tr tt u ul var".split()
+)
+_ATTRIBUTES = frozenset(
+    "alt class colspan height href id open rowspan scope src start title width".split()
+)
+
+
+def _cleaned(body: str) -> str:
+    """The body without scripts and without anything that a browser would load from elsewhere."""
+    import bleach
+
+    def allowed(tag: str, name: str, value: str) -> bool:
+        if name == "src":
+            return tag == "img" and value.startswith("data:image/")
+        return name in _ATTRIBUTES
+
+    return bleach.clean(
+        body, tags=_TAGS, attributes=allowed, strip=True,
+        protocols=frozenset(("data", "http", "https", "mailto")),
+    )  # fmt: skip
 
 
 def _highlighting() -> str:

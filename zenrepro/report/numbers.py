@@ -17,16 +17,25 @@ from zenrepro.units import unit
 # Why a cell is empty. The letters stand beside the dash, the words in the table's note.
 CODES: dict[str, str] = {
     "n": "not run",
+    "c": "measured under other conditions only",
     "u": "unsupported there",
     "d": "disturbed, so not compared",
     "f": "failed",
     "o": "out of memory",
     "s": "skipped",
-    "h": "no record on comparable hardware",
-    "c": "conditions differ",
-    "p": "states no number",
-    "t": "follows from theory, not from a measurement",
+    "b": "its baseline is not stated",
+    "p": "states nothing that one number could answer",
 }
+
+# Units that a reader expects, by dimension, for numbers that no publication fixes the unit of.
+_READABLE = (
+    ("s", "ms", "us"),
+    ("TFLOP/s", "GFLOP/s"),
+    ("TB/s", "GB/s"),
+    ("GB", "MB", "kB"),
+    ("J", "mJ"),
+    ("GHz", "MHz"),
+)
 
 _DIGITS = 3  # significant digits of a number without an uncertainty
 
@@ -118,6 +127,18 @@ def _plain(value: Decimal) -> str:
     return text.removeprefix("-") if not value else text
 
 
+def readable(value: float, symbol: str) -> str:
+    """The unit of the same dimension in which ``value`` (in ``symbol``) has few zeros."""
+    own = unit(symbol)
+    for family in _READABLE:
+        if unit(family[0]).dimension == own.dimension and symbol not in ("TOP/s", "bit"):
+            for candidate in family:
+                if abs(value) * own.factor >= unit(candidate).factor:
+                    return candidate
+            return family[-1] if value else symbol
+    return symbol
+
+
 def tex(number: Number, *, with_unit: bool = True) -> Tex:
     r"""siunitx TeX: ``\qty{31203 +- 40}{token/s}``. Raises NotPrintable, InputError (unit)."""
     mantissa, width, exponent = split(number)
@@ -165,7 +186,7 @@ def _grouped(digits: str) -> str:
 
 def check(value: Any) -> Any:
     """``value``, unless it is one of the things that must never be printed."""
-    if value is None or isinstance(value, float) or isinstance(value, bool):
+    if value is None or isinstance(value, float | bool):
         raise NotPrintable(
             f"{value!r} reached a template; only texts, whole numbers, Number and Missing are set"
         )

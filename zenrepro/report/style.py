@@ -59,9 +59,7 @@ def saved(figure: Figure) -> tuple[bytes, bytes]:
         ("svg", {"Date": None, "Creator": None}),
     ):
         buffer = io.BytesIO()
-        figure.savefig(
-            buffer, format=kind, metadata=metadata, bbox_inches="tight", pad_inches=0.02
-        )
+        figure.savefig(buffer, format=kind, metadata=metadata, bbox_inches="tight", pad_inches=0.02)
         out.append(buffer.getvalue())
     import matplotlib.pyplot as plt
 

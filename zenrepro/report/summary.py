@@ -18,9 +18,11 @@ from zenrepro.report.evidence import (
     FindingEntry,
     Machine,
     RecordEntry,
+    identity_key,
 )
-from zenrepro.report.numbers import Missing, Number
+from zenrepro.report.numbers import Missing, Number, readable
 from zenrepro.report.wording import Words
+from zenrepro.units import convert
 
 TOP_FINDINGS = 7
 
@@ -275,6 +277,44 @@ def provenance(evidence: Evidence) -> str:
     )
 
 
+@dataclass(frozen=True)
+class Comparison:
+    """One measured claim: what was compared with what, and which liberties were taken."""
+
+    claim: ClaimInWords
+    verdict: str
+    ratio: Number | None
+    records: list[RecordEntry]
+    remarks: list[str]
+
+
+def comparisons(evidence: Evidence, machine: str) -> list[Comparison]:
+    """Every claim for which a machine has a number, in the claims' order."""
+    entries = {entry.key: entry for entry in evidence.records}
+    out = []
+    for found in evidence.measurements:
+        if found.machine != machine or found.value is None:
+            continue
+        used = [r for r in (found.record, *found.against) if r is not None]
+        remarks = [found.reason] if found.reason else []
+        if found.reading:
+            remarks.append(f"read as: {found.reading}")
+        if found.relaxed:
+            remarks.append(f"here with {evidence.words.conditions(found.relaxed)}")
+        if found.across:
+            remarks.append("a ratio from another class of device")
+        out.append(
+            Comparison(
+                claim_in_words(evidence.claims[found.claim], evidence.words),
+                found.verdict,
+                None if found.ratio is None else Number(found.ratio, "x"),
+                [entries[key] for r in used if (key := identity_key(r)) in entries],
+                remarks,
+            )
+        )
+    return out
+
+
 def record_groups(entries: list[RecordEntry], words: Words) -> list[RecordGroup]:
     """One machine's records, by implementation and conditions."""
 
@@ -301,7 +341,7 @@ def printed_record(entry: RecordEntry) -> PrintedRecord:
         number=entry.number,
         key=entry.key,
         quantity=wording.quantity(record.quantity, record.metric),
-        unit="" if record.unit in ("1", "count") else record.unit,
+        unit=summary.median.unit if summary else record.unit,
         remark="; ".join(remarks),
         summary=summary,
         missing=None if summary else Missing(_STATUS_CODES.get(record.status, "n")),
@@ -311,9 +351,10 @@ def printed_record(entry: RecordEntry) -> PrintedRecord:
 
 def _summary(record: Record) -> SampleSummary:
     value, low, high, n = stats.summarise(record.samples)
+    symbol = readable(value, record.unit)
 
     def number(x: float) -> Number:
-        return Number(x, record.unit)
+        return Number(convert(x, record.unit, symbol), symbol)
 
     return SampleSummary(
         number(value), number(low), number(high),

@@ -31,6 +31,12 @@ MARKS = {
     "not reproduced": "✗",
     "different hardware": "≠",
 }
+# What was let differ in a comparison; the letters stand beside the verdict's mark.
+LIBERTIES = {
+    "r": "under conditions that were let differ",
+    "a": "a ratio from another class of device",
+    "w": "under another reading of the words",
+}
 
 Value = Number | Missing | Formatted | str
 
@@ -48,7 +54,8 @@ class Published:
 class Measured:
     """One machine's cell: the value, its record's anchor, the verdict's mark, the ratio to print.
 
-    ``ratio`` is measured over published, printed where the hardware differs.
+    ``ratio`` is measured over published, printed where the hardware differs; ``liberties`` are
+    letters of ``LIBERTIES``.
     """
 
     machine: str
@@ -58,6 +65,7 @@ class Measured:
     record: str | None = None
     ratio: Number | None = None
     note: str = ""
+    liberties: str = ""
 
 
 @dataclass(frozen=True)
@@ -116,28 +124,6 @@ class Table:
         return {line.label for line in self.lines}
 
     @property
-    def wordy_mm(self) -> int:
-        """The width of the published column, in millimetres, where it has to hold texts; else 0."""
-        longest = max(
-            (
-                len(value.text if isinstance(value, Formatted) else value)
-                for value in (line.published.value for line in self.lines)
-                if isinstance(value, Formatted | str)
-            ),
-            default=0,
-        )
-        return 0 if longest <= 10 else 22 if longest <= 16 else 34
-
-    @property
-    def wordy(self) -> bool:
-        return self.wordy_mm > 0
-
-    @property
-    def label_mm(self) -> int:
-        """The width of the first column, in millimetres, that the others leave."""
-        return {0: 62, 1: 58, 2: 44}.get(len(self.machines), 36) - self.wordy_mm // 3
-
-    @property
     def ratios(self) -> bool:
         return any(cell.ratio for line in self.lines for cell in line.measured)
 
@@ -161,6 +147,12 @@ class Table:
         if not self.machines:
             used.add("n")
         return {code: words for code, words in CODES.items() if code in used}
+
+    @property
+    def liberties(self) -> dict[str, str]:
+        """The letters of ``LIBERTIES`` that this table uses."""
+        used = {c for line in self.lines for cell in line.measured for c in cell.liberties}
+        return {letter: words for letter, words in LIBERTIES.items() if letter in used}
 
     @property
     def marks(self) -> dict[str, str]:
@@ -308,6 +300,12 @@ def _measured(measurement: Measurement | None, machine: str, words: Words) -> Me
     ratio = None
     if measurement.verdict == "different hardware" and measurement.ratio is not None:
         ratio = Number(measurement.ratio, "x")
+    remarks = [measurement.reason] if measurement.reason else []
+    if measurement.reading:
+        remarks.append(f"read as: {measurement.reading}")
+    if measurement.relaxed:
+        remarks.append(f"here with {words.conditions(measurement.relaxed)}")
+    taken = (bool(measurement.relaxed), measurement.across, bool(measurement.reading))
     return Measured(
         machine=machine,
         value=value,
@@ -315,19 +313,26 @@ def _measured(measurement: Measurement | None, machine: str, words: Words) -> Me
         mark=MARKS.get(measurement.verdict, ""),
         record=identity_key(measurement.record) if measurement.record else None,
         ratio=ratio,
-        note=words.conditions(measurement.relaxed) if measurement.relaxed else "",
+        note="; ".join(remarks),
+        liberties="".join(c for c, t in zip(LIBERTIES, taken, strict=True) if t),
     )
 
 
+_REASONS = {
+    "unsupported": "u",
+    "disturbed": "d",
+    "failed": "f",
+    "oom": "o",
+    "skipped": "s",
+    "states": "p",
+    "made": "p",
+    "not": "c",
+    "its": "c",
+    "the": "b",
+}
+
+
 def missing_code(reason: str | None) -> str:
-    """The code for a reason that a verdict gives; its first word is a record's status or known."""
-    first = (reason or "").split(":")[0].strip().lower()
-    by_words = {
-        "unsupported": "u",
-        "disturbed": "d",
-        "failed": "f",
-        "oom": "o",
-        "out of memory": "o",
-        "skipped": "s",
-    }
-    return by_words.get(first, "n")
+    """The code for the reason that a measurement verdict gives, by its first word."""
+    first = (reason or "").replace(":", " ").split()[:1]
+    return _REASONS.get(first[0].lower(), "n") if first else "n"
