@@ -115,13 +115,13 @@ def test_a_name_that_passes_is_one_path_component(name):
         (lambda text: text[: len(text) // 2], "not a whole JSON"),
         (lambda text: "", "not a whole JSON"),
         (lambda text: "[]", "schema version"),
-        (lambda text: text.replace('"schema": 1', '"schema": 99'), "schema version"),
+        (lambda text: text.replace('"schema":1', '"schema":99'), "schema version"),
         (lambda text: text.replace("2.0,", "NaN,"), "not a whole JSON"),
         (lambda text: text.replace("2.0,", "-2.0,"), "negative"),
-        (lambda text: text.replace('"machine": "cpu-test"', '"machine": "other"'), "machine"),
-        (lambda text: text.replace('"quantity": "time"', '"quantity": "tme"'), "tme"),
-        (lambda text: text.replace('"unit": "s"', '"unit": "parsec"'), "parsec"),
-        (lambda text: text.replace('"seq_len": 128', '"seqlen": 128'), "seqlen"),
+        (lambda text: text.replace('"machine":"cpu-test"', '"machine":"other"'), "machine"),
+        (lambda text: text.replace('"quantity":"time"', '"quantity":"tme"'), "tme"),
+        (lambda text: text.replace('"unit":"s"', '"unit":"parsec"'), "parsec"),
+        (lambda text: text.replace('"seq_len":128', '"seqlen":128'), "seqlen"),
     ],
 )
 def test_a_bad_file_is_one_line_that_names_it(store, build, spoil, says):
