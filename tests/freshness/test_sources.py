@@ -172,8 +172,8 @@ def test_imports_that_go_in_circles_end(lab):
 def test_the_package_itself_is_named_from_its_parent(tmp_path):
     (tmp_path / "zenrepro.toml").write_text('title = "t"\n')
     project = paths.load(tmp_path)
-    found = sources.inputs(project, ["zenrepro.conditions"], [], [])
-    assert set(found.sources) == {"zenrepro/__init__.py", "zenrepro/conditions.py"}
+    found = sources.inputs(project, ["zenrepro.units"], [], [])
+    assert set(found.sources) == {"zenrepro/__init__.py", "zenrepro/units.py"}
     assert sources.changed(project, found) == []
 
 

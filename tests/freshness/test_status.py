@@ -212,7 +212,7 @@ def test_the_evidence_tower_and_the_command_line_are_no_sources():
     towers = ("results", "stats", "audit", "report", "cli", "setup")
     assert not [name for name in found if name.split("/")[1] in towers]
     assert "zenrepro/experiments/session.py" in found
-    assert "zenrepro/records.py" in found
+    assert "zenrepro/experiments/point.py" in found
     assert "zenrepro/hardware/__init__.py" in found
 
 

@@ -12,16 +12,18 @@ from zenrepro.records import Inputs
 from zenrepro.sources.files import KERNELS, PACKAGE, Files
 from zenrepro.sources.fingerprint import Import
 
-# Never part of a record's sources, since no measured number passes through them: the evidence
-# tower, the command line and the set-up; and what only names errors, finds folders, hashes or
-# draws progress. Nothing that computes, times or converts may be added.
+# Never part of a record's sources, since no measured number is made in them: the evidence tower,
+# the command line, the set-up; schemas, names and parameters, whose content is in the record itself
+# and compared as such; and what only finds folders, hashes or draws progress. Nothing that computes,
+# times or converts may be added.
 NEVER = (
     "zenrepro.results", "zenrepro.stats", "zenrepro.audit", "zenrepro.report", "zenrepro.cli",
     "zenrepro.setup", "zenrepro.__main__",
-    "zenrepro.errors", "zenrepro.paths", "zenrepro.sources", "zenrepro.claims", "zenrepro.printed",
-    "zenrepro.completeness", "zenrepro.experiments.events", "zenrepro.experiments.progress",
-    "zenrepro.experiments.durations", "zenrepro.experiments.drafts", "zenrepro.experiments.table",
-    "zenrepro.experiments.freshness",
+    "zenrepro.records", "zenrepro.conditions", "zenrepro.params", "zenrepro.claims",
+    "zenrepro.specs", "zenrepro.printed", "zenrepro.completeness",
+    "zenrepro.errors", "zenrepro.paths", "zenrepro.sources", "zenrepro.experiments.events",
+    "zenrepro.experiments.progress", "zenrepro.experiments.durations",
+    "zenrepro.experiments.drafts", "zenrepro.experiments.table", "zenrepro.experiments.freshness",
 )  # fmt: skip
 
 _INCLUDE = re.compile(rb'^[ \t]*#[ \t]*include[ \t]*"([^"]+)"', re.MULTILINE)
