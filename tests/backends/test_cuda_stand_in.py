@@ -33,6 +33,7 @@ class Gpu:
             stream=self._stream,
             synchronize=lambda index: None,
             CUDAGraph=lambda: Graph(self),
+            empty_cache=lambda: self.ran.append("emptied"),
             graph=self._capture,
             OutOfMemoryError=OutOfMemoryError,
             get_device_properties=lambda index: SimpleNamespace(L2_cache_size=60 * 2**20),
@@ -115,7 +116,7 @@ def test_only_the_replay_is_counted(backend: TorchBackend, gpu: Gpu) -> None:
     assert "128 MiB" in method
     assert len(calls) == 3 + 1  # Warm-up and capture; the host never calls it again.
     # Each sample finds the L2 written over, then read over.
-    assert gpu.ran[-6:] == ["write", "read", "kernel"] * 2
+    assert gpu.ran[-7:] == ["write", "read", "kernel"] * 2 + ["emptied"]
 
 
 def test_a_large_l2_gets_a_larger_flush(backend: TorchBackend, gpu: Gpu) -> None:
@@ -125,7 +126,7 @@ def test_a_large_l2_gets_a_larger_flush(backend: TorchBackend, gpu: Gpu) -> None
 
 def test_a_warm_call_is_not_flushed(backend: TorchBackend, gpu: Gpu) -> None:
     _, method = backend.time(lambda: gpu.run("kernel", 0.5), samples=3, warmup=1, cold=False)
-    assert set(gpu.ran) == {"kernel"}
+    assert set(gpu.ran) == {"kernel", "emptied"}
     assert "warm L2" in method
 
 

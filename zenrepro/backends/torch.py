@@ -93,7 +93,11 @@ class TorchBackend(Backend):
     ) -> Timing:
         with self.torch.inference_mode():
             if self.kind == "cuda":
-                return self._time_cuda(call, samples, warmup, cold, budget_s)
+                try:
+                    return self._time_cuda(call, samples, warmup, cold, budget_s)
+                finally:
+                    # A graph has memory of its own, which nothing else could use until then.
+                    self.torch.cuda.empty_cache()
             seconds, how = on_cpu(
                 call, lambda _: None, samples=samples, warmup=warmup, cold=cold, budget_s=budget_s
             )
