@@ -13,8 +13,8 @@ from zenrepro.sources.files import KERNELS, PACKAGE, Files
 from zenrepro.sources.fingerprint import Import
 
 # Never part of a record's sources, since no measured number is made in them: the evidence tower,
-# the command line, the set-up; schemas, names and parameters, whose content is in the record itself
-# and compared as such; and what only finds folders, hashes or draws progress. Nothing that computes,
+# the command line, the set-up; schemas, names and parameters, whose content is in the record and
+# compared as such; and what only finds folders, hashes or draws progress. Nothing that computes,
 # times or converts may be added.
 NEVER = (
     "zenrepro.results", "zenrepro.stats", "zenrepro.audit", "zenrepro.report", "zenrepro.cli",
