@@ -112,6 +112,8 @@ def test_battery(psutil: FakePsutil, battery: Any, answer: bool | None) -> None:
 
 def test_without_psutil_load_is_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cpu, "_psutil", lambda: None)
+    monkeypatch.setattr(cpu, "_load_average", lambda: None)
+    assert hardware.describe_load(cpu.state()) is None
     now = cpu.state()
     assert (now.busy_s, now.own_busy_s, now.on_battery, now.clocks_mhz) == (None, None, None, {})
 
@@ -159,3 +161,5 @@ def test_this_machines_cpu_is_described(monkeypatch: pytest.MonkeyPatch) -> None
     assert one.device_class.platform.endswith(f"-{cpu.cores()}c")
     assert one.environment.packages
     assert one.environment.python is not None
+    assert one.environment.other_load is not None
+    assert f"on {cpu.cores()} cores" in one.environment.other_load

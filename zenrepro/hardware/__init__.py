@@ -137,6 +137,8 @@ def describe_load(now: State) -> str | None:
         share = now.other_utilisation
         using = "use unknown" if share is None else f"using {share:.0%}"
         return f"{now.other_processes} other processes on the device, {using}"
+    if now.load_average is not None and now.cores:
+        return f"load average {now.load_average:.1f} on {now.cores:.0f} cores, our own included"
     return "none" if now.other_processes == 0 else None
 
 

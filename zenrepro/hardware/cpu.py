@@ -101,7 +101,7 @@ def state() -> State:
     """Clock, battery, and the CPU time that this process and all others have used so far."""
     psutil = _psutil()
     if psutil is None:
-        return State(at_s=time.monotonic(), cores=float(cores()))
+        return State(at_s=time.monotonic(), cores=float(cores()), load_average=_load_average())
     return State(
         at_s=time.monotonic(),
         clocks_mhz=_clock(psutil),
@@ -109,6 +109,7 @@ def state() -> State:
         busy_s=_busy(psutil),
         own_busy_s=_own_busy(psutil),
         cores=float(cores()),
+        load_average=_load_average(),
         on_battery=on_battery(),
     )
 
@@ -125,6 +126,13 @@ def on_battery() -> bool | None:
     if battery is None:
         return False
     return None if battery.power_plugged is None else not battery.power_plugged
+
+
+def _load_average() -> float | None:
+    try:
+        return os.getloadavg()[0]
+    except (OSError, AttributeError):
+        return None
 
 
 def _clock(psutil: Any) -> dict[str, float]:

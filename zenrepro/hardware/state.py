@@ -11,7 +11,7 @@ class State(msgspec.Struct, frozen=True, kw_only=True):
     ``throttled_s`` are running totals in seconds per cause, from the driver: a difference of two
     looks says how long the device was held back between them. ``busy_s`` and ``own_busy_s`` are
     running totals of CPU time (all cores) used by the whole machine and by this process with its
-    children.
+    children; ``load_average`` is the last minute's, our own work included.
     """
 
     at_s: float
@@ -25,6 +25,7 @@ class State(msgspec.Struct, frozen=True, kw_only=True):
     busy_s: float | None = None
     own_busy_s: float | None = None
     cores: float | None = None
+    load_average: float | None = None
     on_battery: bool | None = None
 
 
