@@ -357,7 +357,14 @@ class Session:
     ) -> Inputs:
         key = (modules, rows, data)
         if key not in self._hashed:
-            self._hashed[key] = sources.inputs(self.project, list(modules), list(rows), list(data))
+            others = [name for name in backends.NAMES if name != self.parameters.backend]
+            self._hashed[key] = sources.inputs(
+                self.project,
+                modules,
+                rows,
+                data,
+                without=[f"{backends.__name__}.{name}" for name in others],
+            )
         return self._hashed[key]
 
     def _load(self, store: Store) -> list[Record]:
