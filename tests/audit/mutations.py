@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import random
 from collections.abc import Callable
 from typing import Any
@@ -41,7 +42,7 @@ def swap_digits(raw: Raw, cell: Cell, rng: random.Random) -> bool:
     places = [i for i, c in enumerate(text) if c.isdigit()]
     while places and text[places[0]] == "0":
         places.pop(0)
-    for a, b in zip(places[:2], places[1:3], strict=False):
+    for a, b in itertools.pairwise(places[:3]):
         if text[a] != text[b] and not (text[b] == "0" and a == places[0]):
             text[a], text[b] = text[b], text[a]
             cell["printed"] = "".join(text)
@@ -71,7 +72,7 @@ def swap_rows(raw: Raw, cell: Cell, rng: random.Random) -> bool:
         c
         for c in raw["claims"]
         if c is not cell
-        and (c["quantity"], c["metric"], c["unit"]) == (cell["quantity"], cell["metric"], cell["unit"])
+        and all(c[key] == cell[key] for key in ("quantity", "metric", "unit"))
         and c.get("printed")
         and abs(c["value"] - cell["value"]) > 0.2 * abs(cell["value"])
     ]  # fmt: skip

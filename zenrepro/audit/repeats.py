@@ -47,15 +47,16 @@ def repeat(view: View) -> Iterator[Item]:
             demote = _open(view, name, other)
             yield Check("repeat", (name, other), (), outcomes, demote=demote)
         if not equal and wider:
-            outcomes = [
-                outcome
+            tried = [
+                (other, outcome)
                 for other in wider
                 for a, b in view.combinations(name, other)
                 if (outcome := _outcome(a, b)).holds is not None
             ]
+            outcomes = [outcome for _, outcome in tried]
             # Any of the wider claims may be the one that is meant.
             fits = [o for o in outcomes if o.holds]
-            against = (wider[0],) if fits else tuple(wider)
+            against = tuple(o for o, outcome in tried if outcome.holds) or tuple(wider)
             demote = _open(view, name, *wider)
             yield Check("repeat", (name,), against, fits or outcomes, demote=demote)
 

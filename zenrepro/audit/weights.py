@@ -147,7 +147,7 @@ class Weights:
         rows.append((everything, self.parameters.high / _SCALE))
         rows.append((dict.fromkeys(everything, -1.0), -self.parameters.low / _SCALE))
         lookups = {i: 1.0 for i, p in enumerate(self.parts) if p.read == "gather"}
-        if lookups:
+        if lookups and cost:
             rows.append((lookups, most_lookups(self.parameters.high) / _SCALE))
         for m in sizes:
             row: dict[int, float] = {}
