@@ -2,7 +2,7 @@
 
 ``inputs`` follows the imports of a point's modules through the project's own code and keeps a
 fingerprint of each file; ``changed`` computes them again and says what differs. Neither imports
-what it reads. docs/decisions/0003-freshness.md says why the imports are followed statically.
+what it reads. docs/decisions/freshness.md says why the imports are followed statically.
 """
 
 from zenrepro.sources.closure import NEVER, inputs
