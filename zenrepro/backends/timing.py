@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import cache
 from statistics import median
 from typing import Any
 
@@ -133,6 +134,12 @@ class CpuCache:
         np.negative(self._buffer, out=self._buffer)
 
 
+@cache
+def cpu_cache() -> CpuCache:
+    """One buffer a process: making it takes longer than most calls."""
+    return CpuCache()
+
+
 def on_cpu(
     call: Callable[[], Any],
     wait: Callable[[Any], None],
@@ -143,10 +150,10 @@ def on_cpu(
     budget_s: float | None,
 ) -> tuple[list[float], str]:
     """Time a call on the CPU, and say how."""
-    cache = CpuCache() if cold else None
+    emptied = cpu_cache() if cold else None
     seconds = around(
-        call, wait, cache.flush if cache else None,
+        call, wait, emptied.flush if emptied else None,
         samples=samples, warmup=warmup, budget_s=budget_s,
     )  # fmt: skip
-    caches = f"caches emptied by a {cache.mebibytes} MiB buffer" if cache else "warm caches"
+    caches = f"caches emptied by a {emptied.mebibytes} MiB buffer" if emptied else "warm caches"
     return seconds, f"host clock around each call; {caches}"

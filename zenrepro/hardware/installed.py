@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import mmap
 import re
 from functools import cache
 from importlib import metadata
@@ -126,7 +127,12 @@ def _folder(backend: str) -> Path | None:
     return Path(next(iter(spec.submodule_search_locations)))
 
 
+@cache
 def _mlx_cuda_library() -> bool:
-    # Wheels unpacked by hand leave no metadata; the CUDA build carries the kernels' headers.
+    """Whether mlx's library is linked with CUDA: wheels unpacked by hand may lack metadata."""
     folder = _folder("mlx")
-    return folder is not None and any((folder / "lib").glob("*cuda*"))
+    library = folder / "lib" / "libmlx.so" if folder is not None else None
+    if library is None or not library.is_file() or not library.stat().st_size:
+        return False
+    with library.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        return data.find(b"libcublasLt.so") >= 0
