@@ -197,8 +197,10 @@ def _direct(claim: Claim, index: Index) -> list[Value] | Missing:
         )  # fmt: skip
     if found:
         return found
-    if reasons or nearest is None:
-        return Missing(reasons[0] if reasons else "nothing comparable was measured")
+    if reasons:
+        return Missing(reasons[0])
+    if nearest is None:
+        return Missing("only single ops were measured, not a whole step or run")
     differing = _differing(claim, nearest[1].record)
     return Missing(f"not under these conditions; the nearest record has {differing}")
 
