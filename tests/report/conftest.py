@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import random
+import shutil
+import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -249,3 +252,38 @@ def evidence(make_project: Any) -> Any:
         project, publication, {sheet.platform: sheet}, records, _audit(publication),
         _measurements(records),
     )  # fmt: skip
+
+
+PREAMBLE = r"""\documentclass{article}
+\usepackage[T1]{fontenc}\usepackage[utf8]{inputenc}\usepackage{textcomp,lmodern}
+\usepackage{amsmath,amssymb,pifont,siunitx,hyperref}
+\sisetup{group-separator={,}, group-minimum-digits=4, separate-uncertainty=true}
+\DeclareSIUnit\pp{pp}
+\begin{document}
+"""
+
+
+@pytest.fixture
+def compile_tex(tmp_path: Path) -> Callable[[str], str]:
+    """A function that compiles a body and returns the PDF's words; it fails with TeX's error."""
+    if shutil.which("pdflatex") is None:
+        pytest.skip("pdflatex is not installed: nothing is compiled")
+
+    def compile_body(body: str) -> str:
+        source = tmp_path / "t.tex"
+        source.write_text(PREAMBLE + body + "\n\\end{document}\n", encoding="utf-8")
+        done = subprocess.run(
+            ["pdflatex", "-no-shell-escape", "-halt-on-error", "-interaction=nonstopmode", "t.tex"],
+            cwd=tmp_path, capture_output=True, check=False, stdin=subprocess.DEVNULL,
+        )  # fmt: skip
+        log = done.stdout.decode(errors="replace")
+        assert done.returncode == 0, log[-1500:]
+        assert "Missing character" not in log, log[-1500:]
+        if shutil.which("pdftotext") is None:
+            return ""
+        words = subprocess.run(
+            ["pdftotext", "t.pdf", "-"], cwd=tmp_path, capture_output=True, check=True
+        )
+        return words.stdout.decode()
+
+    return compile_body

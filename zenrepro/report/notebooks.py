@@ -105,9 +105,9 @@ def _body(content: bytes) -> tuple[str, bool]:
 
 
 _TAGS = frozenset(
-    "a abbr b blockquote br caption code col colgroup dd del details div dl dt em figcaption figure "
-    "h1 h2 h3 h4 h5 h6 hr i img ins kbd li ol p pre s samp section small span strong sub summary "
-    "sup table tbody td tfoot th thead tr tt u ul var".split()
+    "a abbr b blockquote br caption code col colgroup dd del details div dl dt em figcaption "
+    "figure h1 h2 h3 h4 h5 h6 hr i img ins kbd li ol p pre s samp section small span strong sub "
+    "summary sup table tbody td tfoot th thead tr tt u ul var".split()
 )
 _ATTRIBUTES = frozenset(
     "alt class colspan height href id open rowspan scope src start title width".split()

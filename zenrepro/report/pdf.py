@@ -59,7 +59,7 @@ def compile_pdf(files: Mapping[str, bytes], main: str, target: Path, state: Path
         if code or not product.is_file():
             text = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
             raise CompileError(f"no PDF: {first_error(text)} (whole log: {log_copy})")
-        os.replace(product, target)
+        product.replace(target)
     write_atomically(state, json.dumps([digest, _content(target)]).encode())
     return True
 
