@@ -77,11 +77,10 @@ def split(number: Number) -> tuple[str, str | None, int]:
     The half-width is that of the interval, rounded up to one significant digit (two when the
     first is a 1), and the value is rounded to the same place. Raises NotPrintable.
     """
-    for x in (number.value, number.low, number.high):
-        if x is not None and (not isinstance(x, int | float) or not math.isfinite(x)):
-            raise NotPrintable(f"{x!r} cannot be printed as a number")
-    if number.value is None or isinstance(number.value, bool):
-        raise NotPrintable(f"{number.value!r} cannot be printed as a number")
+    _require_finite(number.value)
+    for end in (number.low, number.high):
+        if end is not None:
+            _require_finite(end)
     if number.digits is not None:
         return number.digits, None, 0
     value = Decimal(repr(float(number.value)))
@@ -103,6 +102,11 @@ def split(number: Number) -> tuple[str, str | None, int]:
         return _plain(value.to_integral_value()), None, 0
     place = value.adjusted() - (_DIGITS - 1) if value else 0
     return _plain(_at(value, min(place, 0), ROUND_HALF_EVEN)), None, exponent
+
+
+def _require_finite(value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise NotPrintable(f"{value!r} cannot be printed as a number")
 
 
 def _exponent(size: Decimal) -> int:

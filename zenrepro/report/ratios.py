@@ -52,6 +52,8 @@ def plot(rows: list[dict[str, Any]]) -> Figure:
     import textwrap
 
     import matplotlib.pyplot as plt
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Rectangle
     from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
     from zenrepro.report import style
@@ -90,10 +92,10 @@ def plot(rows: list[dict[str, Any]]) -> Figure:
     axis.tick_params(axis="y", length=0)
     axis.set_xlabel("ratio")
     handles = [
-        plt.Line2D([], [], linestyle="", marker=style.MARKERS[i], color=style.GREYS[i])
+        Line2D([], [], linestyle="", marker=style.MARKERS[i], color=style.GREYS[i])
         for i in range(len(machines))
     ]
-    bar = plt.Rectangle((0, 0), 1, 1, facecolor="0.93", edgecolor="0.45", hatch="////")
+    bar = Rectangle((0, 0), 1, 1, facecolor="0.93", edgecolor="0.45", hatch="////")
     figure.legend(
         [bar, *handles], ["published", *map(style.plain, machines)],
         loc="outside lower center", ncols=4,

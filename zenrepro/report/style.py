@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 TEXT_WIDTH_IN = 6.46  # 164 mm, the width of the text
 MARKERS = "osD^vPX*<>ph"
 GREYS = ("0.0", "0.45", "0.7", "0.25", "0.6", "0.85")
-_RC = {
+_RC: dict[Any, Any] = {
     "font.family": ["cmr10", "STIXGeneral", "DejaVu Serif"],
     "mathtext.fontset": "cm",
     "axes.formatter.use_mathtext": True,

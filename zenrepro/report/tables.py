@@ -296,7 +296,7 @@ def _measured(measurement: Measurement | None, machine: str, words: Words) -> Me
             machine, Missing(code, measurement.reason or ""), measurement.verdict,
             note=measurement.reason or "",
         )  # fmt: skip
-    value = Number(measurement.value, measurement.unit, measurement.low, measurement.high)
+    value = Number(measurement.value, measurement.unit or "1", measurement.low, measurement.high)
     ratio = None
     if measurement.verdict == "different hardware" and measurement.ratio is not None:
         ratio = Number(measurement.ratio, "x")
