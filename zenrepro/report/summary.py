@@ -181,7 +181,8 @@ def measurement_counts(evidence: Evidence) -> list[MeasurementCounts]:
     total = len(evidence.publication.claims)
     out = []
     for machine in evidence.machines:
-        counted = Counter[str](m.verdict for m in evidence.measurements if m.machine == machine.name)
+        own = [m for m in evidence.measurements if m.machine == machine.name]
+        counted = Counter[str](m.verdict for m in own)
         rest = total - sum(counted[v] for v in MEASUREMENT_VERDICTS[:-1])
         counts = [counted[v] for v in MEASUREMENT_VERDICTS[:-1]]
         out.append(MeasurementCounts(machine.name, machine.title, [*counts, rest]))
