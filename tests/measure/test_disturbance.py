@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -144,6 +145,25 @@ def test_two_groups(apart: float, disturbed: bool) -> None:
     assert bool(seen.reasons) is disturbed
 
 
+def test_noise_is_rarely_taken_for_a_disturbance() -> None:
+    """10 % noise, 15 samples: at most one run in fifty is disturbed by shape alone."""
+    generator = np.random.default_rng(0)
+    disturbed = 0
+    for _ in range(1000):
+        samples = np.exp(generator.normal(0, 0.1, 15)).tolist()
+        disturbed += bool(look(samples, State(at_s=0.0), State(at_s=1.0), "cpu").reasons)
+    assert disturbed <= 20
+
+
+def test_two_noisy_groups_are_found() -> None:
+    generator = np.random.default_rng(0)
+    found = 0
+    for _ in range(100):
+        samples = generator.normal(0, 0.02, 15) + generator.permutation([1.0] * 8 + [1.4] * 7)
+        found += bool(look(samples.tolist(), State(at_s=0.0), State(at_s=1.0), "cpu").reasons)
+    assert found >= 95
+
+
 def test_a_few_outliers_are_no_group() -> None:
     seen = Seen([], [])
     disturbance.modes([1.0] * 27 + [5.0] * 3, seen)
@@ -151,7 +171,7 @@ def test_a_few_outliers_are_no_group() -> None:
 
 
 @settings(deadline=None)
-@given(st.lists(st.floats(1e-7, 1e3), max_size=9))
+@given(st.lists(st.floats(1e-7, 1e3), max_size=14))
 def test_too_few_samples_show_no_shape(samples: list[float]) -> None:
     assert look(samples, State(at_s=0.0), State(at_s=1.0), "cpu") == Seen([], [])
 
