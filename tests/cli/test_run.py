@@ -49,6 +49,19 @@ def test_a_run_measures_once_records_and_leaves_the_executed_notebook(trial: Any
     assert out.splitlines()[-1].startswith("total: about ")
 
 
+def test_a_source_that_is_edited_while_it_runs_is_not_taken_for_what_ran(trial: Any) -> None:
+    edit = "open('sums_experiment.py', 'a').write('Y = 1')"
+    shown = "print(len(records), 'records')"
+    text = trial.notebook.read_text()
+    assert shown in text
+    trial.notebook.write_text(text.replace(shown, f"{edit}; {shown}"))
+    status, _, err = trial.run("run", "sums", "--backend", "torch")
+    assert (status, len(trial.measured())) == (0, 3), err
+    status, _, err = trial.run("run", "sums", "--backend", "torch")
+    assert (status, len(trial.measured())) == (0, 3), err
+    assert "up to date" not in err
+
+
 def test_a_point_that_fails_is_a_record_and_exit_status_one(trial: Any) -> None:
     status, _, err = trial.run("run", "sums", "--backend", "torch", RAISE_AT="2")
     assert status == 1

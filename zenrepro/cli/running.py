@@ -141,7 +141,7 @@ def _run_job(here: Project, job: Job, force: bool) -> bool:
     from zenrepro.cli.watch import Watch
     from zenrepro.experiments.progress import duration
 
-    began = time.monotonic()
+    began, started_ns = time.monotonic(), time.time_ns()
     output = job.output(here.build)
     stamps.stamp_path(here, job).unlink(missing_ok=True)
     events = here.local / "events" / f"{job.name}.{os.getpid()}.jsonl"
@@ -177,7 +177,7 @@ def _run_job(here: Project, job: Job, force: bool) -> bool:
         print(f"{job.experiment} {job.backend}: FAILED, {problem}  ({took})", file=sys.stderr)
         return False
     if watch.planned is not None and watch.planned.edited is None:
-        stamps.write(here, job)
+        stamps.write(here, job, started_ns)
     print(f"{job.experiment} {job.backend}: done in {took}", file=sys.stderr)
     return watch.statuses.get("failed", 0) == 0
 

@@ -61,8 +61,11 @@ def is_fresh(project: Project, job: Job) -> bool:
     return not changed(project, suspect, files)
 
 
-def write(project: Project, job: Job) -> None:
-    """Stamp a job that just ended; one with failed records, or none, gets no stamp."""
+def write(project: Project, job: Job, started_ns: int) -> None:
+    """Stamp a job that just ended; one with failed records, or none, gets no stamp.
+
+    Nor does one of whose files some were written since ``started_ns``: what ran was the old text.
+    """
     path = stamp_path(project, job)
     records = _records(project, job)
     if not records or any(record.status is Status.FAILED for record in records):
@@ -73,6 +76,10 @@ def write(project: Project, job: Job) -> None:
         sources={n: h for record in records for n, h in record.inputs.sources.items()},
         data={n: h for record in records for n, h in record.inputs.data.items()},
     )
+    looks = {name: _look(files, name) for name in (*inputs.sources, *inputs.data)}
+    if any(look is None or look[0] >= started_ns for look in looks.values()):
+        path.unlink(missing_ok=True)
+        return
     given, missing, device_class, environment = _now(job)
     stamp = Stamp(
         given=given,
@@ -81,7 +88,7 @@ def write(project: Project, job: Job) -> None:
         environment=environment,
         records=_digest(records),
         inputs=inputs,
-        looks={name: _look(files, name) for name in (*inputs.sources, *inputs.data)},
+        looks=looks,
     )
     write_atomically(path, msgspec.json.format(msgspec.json.encode(stamp), indent=1))
 
