@@ -114,9 +114,13 @@ def cases(parameters: Parameters) -> list[Case]:
 
 
 def _checked(case: Case) -> Case:
-    for name in ("batch", "heads", "kv_heads", "head_dim", "cache_len"):
-        if getattr(case, name) < 1:
-            raise InputError(f"{name}: wants a positive whole number, got {getattr(case, name)}")
+    sizes = {
+        "batch": case.batch, "heads": case.heads, "kv_heads": case.kv_heads,
+        "head_dim": case.head_dim, "seq_len": case.cache_len,
+    }  # fmt: skip
+    for name, size in sizes.items():
+        if size < 1:
+            raise InputError(f"{name}: wants a positive whole number, got {size}")
     if case.heads % case.kv_heads:
         raise InputError(
             f"kv_heads: wants a number that divides the {case.heads} heads, got {case.kv_heads}"
