@@ -34,6 +34,7 @@ SHEETS = {
 }  # fmt: skip
 
 ON = {"platform": "board", "model": "m", "policy": "half", "batch": 4, "chips": 1}
+DECODE = {**ON, "phase": "decode"}
 PARTS = [{"name": "core", "read": "always"}, {"name": "table", "read": "gather"}]
 POLICIES = [
     {"name": "half", "parts": {"core": "fp16", "table": "fp16"}},
@@ -44,10 +45,10 @@ POLICIES = [
 
 
 def cell(
-    id: str, quantity: str, metric: str, printed: str | None, unit: str, **more: Any
+    name: str, quantity: str, metric: str, printed: str | None, unit: str, **more: Any
 ) -> dict[str, Any]:
     made = {
-        "id": id, "kind": "scalar", "quantity": quantity, "metric": metric, "unit": unit,
+        "id": name, "kind": "scalar", "quantity": quantity, "metric": metric, "unit": unit,
         "where": {"part": "table", "line": 1}, **more,
     }  # fmt: skip
     if printed is not None:
@@ -55,12 +56,12 @@ def cell(
     return made
 
 
-def rate(id: str, printed: str, **more: Any) -> dict[str, Any]:
-    return cell(id, "throughput", "rate", printed, "token/s", **{"conditions": ON, **more})
+def rate(name: str, printed: str, **more: Any) -> dict[str, Any]:
+    return cell(name, "throughput", "rate", printed, "token/s", **{"conditions": ON, **more})
 
 
-def ratio(id: str, metric: str, printed: str, unit: str = "x", **more: Any) -> dict[str, Any]:
-    return cell(id, "ratio", metric, printed, unit, kind="ratio", **more)
+def ratio(name: str, metric: str, printed: str, unit: str = "x", **more: Any) -> dict[str, Any]:
+    return cell(name, "ratio", metric, printed, unit, kind="ratio", **more)
 
 
 PARAMETERS = cell(
@@ -69,13 +70,15 @@ PARAMETERS = cell(
 EXPERTS = {**PARAMETERS, "unstated": ["active_parameters"]}
 
 
-def formula(id: str, left: str, relation: str, right: str, units: dict[str, str], **more: Any):
+def formula(
+    name: str, left: str, relation: str, right: str, units: dict[str, str], **more: Any
+) -> dict[str, Any]:
     symbols = {s: {"meaning": s, "unit": u} for s, u in units.items()}
     given = {"left": left, "relation": relation, "right": right, "symbols": symbols}
     for key in ("increases_with", "decreases_with"):
         if key in more:
             given[key] = more.pop(key)
-    return cell(id, "error", "squared", None, "1", kind="formula", formula=given, **more)
+    return cell(name, "error", "squared", None, "1", kind="formula", formula=given, **more)
 
 
 def run(*made: dict[str, Any]) -> audit.Audit:
@@ -132,8 +135,8 @@ EXAMPLES: list[tuple[str, str, list[dict[str, Any]], list[dict[str, Any]]]] = [
     ),
     (
         "latency", ERROR,
-        [rate("a", "400"), cell("l", *LATENCY, "100.0", "ms", conditions=ON)],
-        [rate("a", "400"), cell("l", *LATENCY, "10.0", "ms", conditions=ON)],
+        [rate("a", "400", conditions=DECODE), cell("l", *LATENCY, "100.0", "ms", conditions=DECODE)],
+        [rate("a", "400", conditions=DECODE), cell("l", *LATENCY, "10.0", "ms", conditions=DECODE)],
     ),
     (
         "energy", ERROR,
@@ -200,7 +203,7 @@ EXAMPLES: list[tuple[str, str, list[dict[str, Any]], list[dict[str, Any]]]] = [
          cell("v", "utilisation", "compute", "87", "%", conditions=ON, implementation="y")],
     ),
     (
-        "speculation", IMPOSSIBLE,
+        "speculation", ERROR,
         [rate("b", "100"), rate("a", "490", conditions={**ON, "draft_model": "d", "gamma": 3}),
          ratio("r", "speedup", "4.9", of=["a"], baseline="b",
                conditions={**ON, "draft_model": "d", "gamma": 3})],
@@ -379,3 +382,26 @@ def test_an_audit_is_plain_data() -> None:
     again = msgspec.json.decode(msgspec.json.encode(found), type=audit.Audit)
     assert again == found
     assert sum(found.counts().values()) == 3
+
+
+def rows(*latencies: str) -> list[dict[str, Any]]:
+    """Rows of one table, 400 tokens a second at batch 4 to 7, phase unsaid."""
+    made = []
+    for i, printed in enumerate(latencies):
+        at = {
+            "conditions": {**ON, "batch": 4 + i},
+            "where": {"part": "table", "line": 1, "table": "t"},
+        }
+        made += [rate(f"a{i}", "400.0", **at), cell(f"l{i}", *LATENCY, printed, "ms", **at)]
+    return made
+
+
+def test_prompt_tokens_may_be_counted_until_other_rows_tell() -> None:
+    alone = only(run(*rows("100.0")), "latency")
+    assert alone.severity == "note"
+    assert "prompt tokens" in alone.mend
+    told = only(run(*rows("100.0", "12.5", "15.0")), "latency")
+    assert told.severity == "error"
+    assert told.claims == ["l0"]
+    # Time spent on prompts makes the throughput less, whatever the other rows say.
+    assert only(run(*rows("1.000", "12.5", "15.0")), "latency").severity == "note"

@@ -15,6 +15,7 @@ from typing import Any
 from zenrepro import claims, specs
 from zenrepro.units import UNITS
 
+RUNS = {"part": "table", "table": "runs"}
 BITS = {"fp16": 16, "bf16": 16, "fp8_e4m3": 8, "int8": 8, "int4": 4, "nf4": 4}
 
 
@@ -119,6 +120,9 @@ def report(
     models = [_model(rng, i, divided) for i in range(rng.randint(1, 2))]
     policies = _policies(rng, divided, models)
     gibi = rng.random() < 0.25  # this report's GB are GiB
+    # What this report's tokens a second are: output tokens while decoding, output tokens over the
+    # whole time, or all tokens over the whole time.
+    meaning = rng.choice(["decode", "decode", "whole time", "all tokens"])
     dense = {m.name: m.routed == 1.0 for m in models}
     for machine in machines:
         _hardware(out, machine)
@@ -128,7 +132,7 @@ def report(
     for machine in machines:
         for model in models:
             for policy in rng.sample(policies, min(2, len(policies))):
-                _run(out, machine, model, policy, gibi)
+                _run(out, machine, model, policy, gibi, meaning)
     _quality(out, models[0])
     if rng.random() < 0.4:
         _budget(out, rng)
@@ -282,7 +286,9 @@ def _derived(
     )  # fmt: skip
 
 
-def _run(out: Writer, machine: Machine, model: Model, policy: Policy, gibi: bool) -> None:
+def _run(
+    out: Writer, machine: Machine, model: Model, policy: Policy, gibi: bool, meaning: str
+) -> None:  # fmt: skip
     """One configuration: throughput under both roofs, and what follows from it."""
     rng = out.rng
     stored = weight_bytes(model, policy)
@@ -306,15 +312,20 @@ def _run(out: Writer, machine: Machine, model: Model, policy: Policy, gibi: bool
         2 * model.active * batch / peak,
     ) * rng.uniform(1.0, 1.3)  # fmt: skip
     rate = batch / step
+    if meaning != "decode":
+        # Prompts of so many tokens an output token, read at most as fast as arithmetic allows.
+        prompts = rng.uniform(0.5, 20)
+        spent = step + 2 * model.active * batch * prompts / peak
+        rate = batch * (1 if meaning == "whole time" else 1 + prompts) / spent
     drawn = machine.tdp * chips * rng.uniform(0.3, 1.0)
     where: dict[str, Any] = {
         "platform": machine.name, "model": model.name, **_stated(policy), "batch": batch,
         "chips": chips,
     }  # fmt: skip
     unstated = ["seq_len"] if rng.random() < 0.5 else []
-    if rng.random() < 0.3:
+    if meaning == "decode" and rng.random() < 0.3:
         where["phase"] = "decode"
-    else:
+    elif meaning == "decode":
         unstated += ["phase"] if rng.random() < 0.5 else []
     if rng.random() < 0.2:
         del where["batch"]
@@ -324,8 +335,10 @@ def _run(out: Writer, machine: Machine, model: Model, policy: Policy, gibi: bool
     elif rng.random() < 0.1:
         del where["chips"]
         unstated.append("chips")
-    more = {"conditions": where, "unstated": unstated}
+    more = {"conditions": where, "unstated": unstated, "where": {**RUNS, "line": 1}}
     main = out.add(rate, "throughput", "rate", "token/s", **more)
+    if meaning != "decode":
+        unstated += ["phase"] if rng.random() < 0.5 else []
     if rng.random() < 0.8:
         whole_batch = rng.random() < 0.15  # some print the time per token of the whole batch
         latency = step / batch if whole_batch else step

@@ -101,7 +101,7 @@ def _outcome(
 ) -> Outcome:
     b = chosen[-1] if meaning.metric != "sum" else None
     found = compute(meaning.metric, a, b)
-    if found is None:
+    if found is None or not meaning.has_number or not all(m.has_number for m in chosen):
         return Outcome(None, reading=meaning.text)
     value, text = found
     texts = [m.text for m in (meaning, *chosen) if m.text != "as written"]

@@ -52,7 +52,14 @@ class Meaning(NamedTuple):
     def printed(self) -> str:
         """The number as the report prints it, with its unit."""
         sign = "" if self.relation == "=" else self.relation
+        if self.claim.printed is None:
+            return self.shown()
         return f"{sign}{self.claim.printed}{_spaced(self.unit.symbol)}"
+
+    @property
+    def has_number(self) -> bool:
+        """Whether the report prints a number for it."""
+        return self.interval != EVERYTHING
 
     def shown(self, interval: Interval | None = None) -> str:
         """An interval (its own when none is given) in its unit."""
@@ -109,6 +116,13 @@ class View:
         from zenrepro.audit.weights import of_models
 
         return of_models(self)
+
+    @cached_property
+    def output_tables(self) -> set[str]:
+        """Tables whose throughputs count output tokens alone, as their latencies tell."""
+        from zenrepro.audit.latency import output_tables
+
+        return output_tables(self)
 
     def having(self, quantity: str, metric: str) -> list[str]:
         """Ids of the claims that state this under at least one reading."""

@@ -24,6 +24,7 @@ class Limit(NamedTuple):
     full_rate: float
     full_arithmetic: str
     share: str
+    counts: tuple[str, ...]
 
 
 def memory_roofline(view: View) -> Iterator[Item]:
@@ -73,8 +74,7 @@ def _rule(view: View, rule: str, limit_of: object) -> Iterator[Item]:
         demote = None
         if keys and first.rate is not None:
             demote = _enough(first, view.readings[name][0], keys)
-        test = Check(rule, (name,), (), outcomes, error="impossible", demote=demote)
-        yield test
+        yield Check(rule, (name,), first.counts, outcomes, error="impossible", demote=demote)
         unit = claim.unit
         if first.rate is not None and not keys:
             yield Bound(
@@ -92,6 +92,7 @@ def _rule(view: View, rule: str, limit_of: object) -> Iterator[Item]:
         if not failed and view.readings[name][0].interval.low > first.full_rate:
             yield Finding(
                 rule=rule, severity="note", verdict="note", claims=[name],
+                against=list(first.counts),
                 arithmetic=f"{first.full_arithmetic}, printed {view.readings[name][0].printed}",
                 mend=f"true only if {first.share}",
             )  # fmt: skip
@@ -131,10 +132,11 @@ def _left_open(view: View, claim: Claim, rule: str) -> list[str]:
     keys = ["chips", "devices"]
     if rule == "memory-roofline":
         keys.append("batch")
-        # A time per output token under the same conditions says that these are output tokens.
-        if not view.partners(claim.id, "latency", "tpot")[0]:
-            keys.append("phase")
-    return [key for key in keys if key in claim.unstated and key not in claim.conditions]
+    found = [key for key in keys if key in claim.unstated and key not in claim.conditions]
+    decodes = claim.conditions.get("phase") == "decode" or claim.where.table in view.output_tables
+    if rule == "memory-roofline" and not decodes:
+        found.append("phase")
+    return found
 
 
 def _memory(view: View, weights: Weights, m: Meaning) -> Limit | None:
@@ -176,6 +178,7 @@ def _memory(view: View, weights: Weights, m: Meaning) -> Limit | None:
         f"{head} / {quantity(whole, 'GB')} of weights = "
         f"{number(tokens * bandwidth / whole)} token/s if each step reads all of them",
         share,
+        tuple(dict.fromkeys(count.claim.id for count in weights.counts)),
     )
 
 
@@ -213,6 +216,7 @@ def _compute(view: View, weights: Weights, m: Meaning) -> Limit | None:
         f"{head} / (2 × {quantity(every, 'Gparameter')}) = "
         f"{number(peak / (2 * every))} token/s if every weight takes part",
         f"at most {share:.1%} of the parameters are active",
+        tuple(dict.fromkeys(count.claim.id for count in weights.counts)),
     )
 
 

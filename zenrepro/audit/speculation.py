@@ -15,9 +15,8 @@ def speculation(view: View) -> Iterator[Item]:
     """Speedup <= expected tokens a step, (1 - a^(g+1)) / (1 - a); never above g + 1.
 
     a: share of drafted tokens accepted, independent of each other; g: drafted tokens a step.
-    Above g + 1 is impossible under any acceptance; above the expectation is an error only where
-    acceptances are stated under the same conditions, and a note since they need not be
-    independent. Silent without g, and where the baseline differs in more than the drafting.
+    Above g + 1 is an error under any acceptance; above the expectation is a note, since
+    acceptances need not be independent. Silent without g, and where the baseline differs in more than the drafting.
     """
     for name in view.having("ratio", "speedup"):
         readings = view.readings[name]
@@ -36,7 +35,7 @@ def speculation(view: View) -> Iterator[Item]:
             )
             for m in readings
         ]
-        yield Check("speculation", (name,), (), outcomes, error="impossible")
+        yield Check("speculation", (name,), (), outcomes)
         yield Bound(
             claim=name, value=float(ceiling), unit="x", relation="≤", rule="speculation",
             arithmetic=f"{gamma} drafted tokens a step and one more",
