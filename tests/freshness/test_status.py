@@ -223,3 +223,5 @@ def test_an_item_is_one_line(measured):
         "stale: cpu-lab speed torch.fast time/call m=64 op=matmul: source kernels/cuda/a.cu changed"
     ]
     assert all("\n" not in item.line() for item in items)
+    several = msgspec.structs.replace(items[0], state="stale", reasons=list("abcde"))
+    assert several.line().endswith(": a; b; c; and 2 more")

@@ -51,7 +51,8 @@ def test_a_record_without_a_value_is_a_note(build):
     assert (row.a, row.b, row.ratio, row.differs) == (pytest.approx(1.095), None, None, None)
     assert row.notes == ["B is oom: 90 GiB"]
     row = one(build(samples=A, status=Status.DISTURBED, reason="hot"), build(samples=A))
-    assert row.a is None
+    # Its samples were kept, so they are compared, and the note tells.
+    assert row.ratio == pytest.approx(1.0)
     assert row.notes == ["A is disturbed: hot"]
 
 

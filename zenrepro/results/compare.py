@@ -23,8 +23,8 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     """One quantity under one set of conditions in both sets; ``ratio`` is b / a.
 
     ``a``, ``b`` and their intervals are in ``unit`` (the first set's). ``differs`` is None where
-    too few samples are there to tell. ``notes`` say what does not agree besides: status, kind,
-    device class.
+    too few samples are there to tell. ``notes`` say what stands in the way of reading the ratio as
+    the code's: a disturbed measurement, another kind, another device.
     """
 
     experiment: str
@@ -111,10 +111,6 @@ def _key(record: Record) -> tuple[Any, ...]:
     return record.identity()[1:]
 
 
-def _samples(record: Record) -> list[float]:
-    return record.samples if record.status is Status.OK else []
-
-
 def _row(a: Record, b: Record) -> Row:
     notes: list[str] = []
     for side, record in (("A", a), ("B", b)):
@@ -125,12 +121,12 @@ def _row(a: Record, b: Record) -> Row:
     if a.device_class != b.device_class:
         notes.append(f"A on {a.device_class.model}, B on {b.device_class.model}")
     own, other = unit(a.unit), unit(b.unit)
-    samples = _samples(b)
+    samples = b.samples
     if own.dimension != other.dimension:
         notes.append(f"A in {a.unit}, B in {b.unit}: not comparable")
         samples = []
     factor = other.factor / own.factor
-    left, right = _samples(a), [sample * factor for sample in samples]
+    left, right = a.samples, [sample * factor for sample in samples]
     exact = a.kind is Kind.COUNTED and b.kind is Kind.COUNTED
     both = significance.compare(left, right, exact) if left and right and a.kind == b.kind else None
     from_a = summarise(left) if left else None

@@ -21,6 +21,8 @@ from zenrepro.sources.files import Files
 
 State = Literal["fresh", "stale", "elsewhere", "sources changed since"]
 
+# Reasons that a line has room for; all of them are in ``Item.reasons``.
+SHOWN = 3
 SCALES = ("smoke", "small", "full")
 # Parameters that something else in the record tells (its device class, implementation, conditions),
 # or that only choose among points.
@@ -54,10 +56,13 @@ class Item(msgspec.Struct, frozen=True, kw_only=True):
     reasons: list[str]
 
     def line(self) -> str:
-        """The item in one line."""
+        """The item in one line, with the first reasons."""
         under = " ".join(f"{key}={value}" for key, value in self.conditions.items())
         what = f"{self.experiment} {self.implementation} {self.quantity}/{self.metric} {under}"
-        why = f": {'; '.join(self.reasons)}" if self.reasons else ""
+        shown = self.reasons[:SHOWN]
+        if len(self.reasons) > SHOWN:
+            shown.append(f"and {len(self.reasons) - SHOWN} more")
+        why = f": {'; '.join(shown)}" if shown else ""
         return f"{self.state}: {self.machine} {what}{why}"
 
 
