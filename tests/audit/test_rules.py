@@ -135,8 +135,10 @@ EXAMPLES: list[tuple[str, str, list[dict[str, Any]], list[dict[str, Any]]]] = [
     ),
     (
         "latency", ERROR,
-        [rate("a", "400", conditions=DECODE), cell("l", *LATENCY, "100.0", "ms", conditions=DECODE)],
-        [rate("a", "400", conditions=DECODE), cell("l", *LATENCY, "10.0", "ms", conditions=DECODE)],
+        [rate("a", "400", conditions=DECODE),
+         cell("l", *LATENCY, "100.0", "ms", conditions=DECODE)],
+        [rate("a", "400", conditions=DECODE),
+         cell("l", *LATENCY, "10.0", "ms", conditions=DECODE)],
     ),
     (
         "energy", ERROR,

@@ -27,7 +27,7 @@ def in_range(view: View) -> Iterator[Item]:
             continue
         outcomes = [_outcome(m) for m in readings]
         if any(o.holds is not None for o in outcomes):
-            # A cache delivers more than the memory behind it: effective bandwidth may exceed a peak.
+            # Bytes from a cache count too: an effective bandwidth may exceed the peak.
             cached = readings[0].quantity == "utilisation" and readings[0].metric == "bandwidth"
             above = readings[0].interval.low > 1
             yield Check(

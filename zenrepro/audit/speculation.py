@@ -16,7 +16,8 @@ def speculation(view: View) -> Iterator[Item]:
 
     a: share of drafted tokens accepted, independent of each other; g: drafted tokens a step.
     Above g + 1 is an error under any acceptance; above the expectation is a note, since
-    acceptances need not be independent. Silent without g, and where the baseline differs in more than the drafting.
+    acceptances need not be independent. Silent without g, and where the baseline differs in more
+    than the drafting.
     """
     for name in view.having("ratio", "speedup"):
         readings = view.readings[name]
