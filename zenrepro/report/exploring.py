@@ -103,7 +103,7 @@ def rates(records: Sequence[Record], quantity: str = "flop_rate") -> Drawing:
         and "model" not in r.conditions  # a model's own shape is no step of the series
     ]
     return _panels(
-        chosen, lambda r: int(r.conditions["seq_len"]), "sequence length", _label(quantity)
+        chosen, lambda r: int(r.conditions["seq_len"]), "sequence length", _label(quantity), "-"
     )
 
 
@@ -115,6 +115,7 @@ def decode(records: Sequence[Record], read: float | None = None) -> Drawing:
         lambda r: (r.work.bytes or 0.0) / 1e6 if r.work else 0.0,
         "bytes that one step must read and write (MB)",
         _label("bandwidth"),
+        "",  # shapes of different kinds: no line joins them
         read,
     )
 
@@ -192,7 +193,8 @@ def reached(records: Sequence[Record], stated: dict[tuple[str, str | None], floa
             chosen = [r for r in rows if r.quantity == quantity]
             names = [_ceiling_name(r) for r in chosen]
             values = [_median(r) / _scale(quantity) for r in chosen]
-            axis.barh(names, values, color="0.6", height=0.6)
+            axis.barh(range(len(names)), values, color="0.6", height=0.6)
+            axis.set_yticks(range(len(names)), names)
             for place, record in enumerate(chosen):
                 dtype = str(record.conditions["dtype"]) if quantity == "flop_rate" else None
                 value = stated.get((quantity, dtype))
@@ -206,7 +208,7 @@ def reached(records: Sequence[Record], stated: dict[tuple[str, str | None], floa
 def _ceiling_name(record: Record) -> str:
     given = record.conditions
     shape = f" {given['m']}" if "m" in given else ""
-    return f"{record.implementation.partition('.')[2]} {given.get('dtype', '')}{shape}"
+    return f"{record.implementation} {given.get('dtype', '')}{shape}".replace("_", " ")
 
 
 def _of(records: Iterable[Record], quantity: str) -> list[Record]:
@@ -236,9 +238,10 @@ def _panels(
     across: Callable[[Record], float],
     across_label: str,
     up_label: str,
+    line: str,
     ceiling: float | None = None,
 ) -> Drawing:
-    """One panel a dtype; medians with their 95 % intervals, joined where lengths repeat once."""
+    """One panel a dtype; medians with their 95 % intervals, by implementation."""
     from zenrepro.report import style
 
     if not records:
@@ -254,10 +257,19 @@ def _panels(
         for axis, dtype in zip(axes[0], dtypes, strict=True):
             for place, name in enumerate(names):
                 chosen = [r for r in records if r.implementation == name]
-                _line(axis, [r for r in chosen if r.conditions["dtype"] == dtype], across, place)
+                _line(
+                    axis,
+                    [r for r in chosen if r.conditions["dtype"] == dtype],
+                    across,
+                    place,
+                    line and ("-", "--", ":", "-.")[place % 4],
+                )
             if ceiling is not None:
                 axis.axhline(ceiling / _scale("bandwidth"), color="0.35", linestyle="--")
-            axis.set_xscale("log", base=2)
+            axis.set_xscale("log")
+            ticks = sorted({across(r) for r in records if r.conditions["dtype"] == dtype})
+            axis.set_xticks(ticks, [f"{tick:.3g}" if tick % 1 else f"{tick:.0f}" for tick in ticks])
+            axis.minorticks_off()
             axis.set_ylim(bottom=0)
             axis.set_xlabel(across_label)
             axis.set_title(dtype)
@@ -267,7 +279,9 @@ def _panels(
         return Drawing(style.saved(figure)[1])
 
 
-def _line(axis: Axes, records: list[Record], across: Callable[[Record], float], place: int) -> None:
+def _line(
+    axis: Axes, records: list[Record], across: Callable[[Record], float], place: int, line: str
+) -> None:
     from zenrepro.report import style
 
     if not records:
@@ -286,8 +300,8 @@ def _line(axis: Axes, records: list[Record], across: Callable[[Record], float], 
         color=style.GREYS[place % len(style.GREYS)],
         markersize=4,
         linewidth=0.8,
-        linestyle=("-", "--", ":", "-.")[place % 4],
-        label=style.plain(records[0].implementation),
+        linestyle=line,
+        label=style.plain(records[0].implementation.replace("_", " ")),
     )
 
 

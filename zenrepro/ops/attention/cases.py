@@ -148,10 +148,8 @@ CASES: dict[Scale, tuple[Case, ...]] = {
     "full": (
         # The same 16384 tokens at every length.
         prefill("full_1024", 16, 1024, 32, 128),
-        prefill("full_2048", 8, 2048, 32, 128),
         prefill("full_4096", 4, 4096, 32, 128, baseline_dtype=True),
         prefill("full_4096_full", 4, 4096, 32, 128, causal=False, baseline_dtype=True),
-        prefill("full_8192", 2, 8192, 32, 128),
         prefill("full_16384", 1, 16384, 32, 128),
         prefill("full_16384_full", 1, 16384, 32, 128, causal=False),
         # The report's attention table: its 7B model at batch 32 and length 4096. It gives neither
