@@ -409,7 +409,8 @@ def test_a_ratio_of_ratios_and_a_circle():
 
 
 @pytest.mark.parametrize(
-    ("value", "expected"), [(3.0, "reproduced"), (1.0, "reproduced"), (5.0, "exceeded")]
+    ("value", "expected"),
+    [(3.0, "reproduced"), (1.0, "reproduced"), (3.6, "reproduced"), (5.0, "exceeded")],
 )
 def test_a_stated_peak_is_an_upper_limit(value, expected):
     given = claim("c", "3.35", quantity="bandwidth", metric="peak", unit="TB/s",

@@ -58,6 +58,33 @@ def test_a_kill_at_a_random_moment_loses_at_most_the_point_being_written(tmp_pat
     assert all(len(record.samples) == 50 for record in loaded)
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows limits no file's size")
+@pytest.mark.parametrize("dies", [True, False])
+def test_a_write_that_ends_halfway_leaves_the_old_file(tmp_path, dies):
+    """The system ends it at 40 kB: by a signal, or by an error as on a full disk."""
+    folder = tmp_path / "results"
+    limited = (
+        "import resource, signal\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000))\n"
+        f"signal.signal(signal.SIGXFSZ, signal.{'SIG_DFL' if dies else 'SIG_IGN'})\n"
+    )
+    process = subprocess.run(
+        [sys.executable, "-c", limited + WRITER, str(folder), "torch.naive", "100000"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    done = len(process.stdout.split())
+    assert done > 5
+    loaded = Store(folder).load()
+    assert [record.conditions["seq_len"] for record in loaded] == list(range(1, done + 1))
+    if dies:
+        assert process.returncode == -signal.SIGXFSZ
+        return
+    assert "File too large); earlier results are untouched" in process.stderr
+    assert [path.name for path in (folder / "cpu-test").iterdir()] == ["attention.json"]
+
+
 def test_after_kills_the_next_writer_clears_up_and_goes_on(tmp_path, build):
     folder = tmp_path / "results"
     for seed in range(3):

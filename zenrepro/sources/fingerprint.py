@@ -18,8 +18,6 @@ import yaml
 
 from zenrepro.errors import InputError
 
-# Fields that say how something was written, or that only some Python versions fill.
-_SKIPPED = frozenset(("ctx", "kind", "type_comment", "type_ignores"))
 # Tags that papermill reads and writes.
 _PARAMETERS, _INJECTED = "parameters", "injected-parameters"
 
@@ -163,7 +161,8 @@ def _write(value: Any, out: list[str], without: set[int]) -> None:
 
 @cache
 def _fields(kind: type) -> tuple[str, ...]:
-    return tuple(name for name in getattr(kind, "_fields", ()) if name not in _SKIPPED)
+    # Whether a name is read or written follows from where it stands.
+    return tuple(name for name in getattr(kind, "_fields", ()) if name != "ctx")
 
 
 def _kept(parent: ast.AST, name: str, children: list[Any], without: set[int]) -> list[Any]:
