@@ -108,6 +108,18 @@ async def g():
     assert of(text) == "21dd79771ee31346"
 
 
+# Where Python 3.11 and 3.12, which parses them anew, build different trees.
+FSTRINGS = r"""
+f'{x=}', f'a{x=}b', f'{x = !r:>{w}}', f'{x:{y}}', f'{x:}', f'', f'' f'{x}', 'a' f'{x}' 'b' f'c'
+f'{{x}}{y}', f'{x:%Y-%m-%d}', rf'\d{x}', f'{x:{y}{z}}', f'{(lambda: 1)()}', f'{x:>{10}.{2}}'
+f'{x!s:5}{y=:3}', f'\N{DIGIT ONE}{x}', f'{x}' 'é', f'{x!r:}'
+"""
+
+
+def test_f_strings_are_pinned_too():
+    assert of(FSTRINGS) == "db74ae7e81d17213"
+
+
 @given(st.text(st.characters(codec="utf-8", exclude_characters="\0\r"), max_size=40))
 def test_any_comment_is_silent_and_any_text_speaks(text):
     line = " ".join(text.split())
