@@ -112,7 +112,7 @@ def test_a_missing_notebook_or_module_is_one_line(refused: Command, trial: Any) 
     marker = trial.root / "zenrepro.toml"
     text = marker.read_text()
     marker.write_text(text.replace("quiet_experiment", "absent_experiment"))
-    assert "no module 'absent_experiment'" in refused("run", "sums")[1]
+    assert "module 'absent_experiment' cannot be imported" in refused("run", "sums")[1]
     marker.write_text(text)
     trial.notebook.unlink()
     assert "sums.ipynb: cannot be read" in refused("run", "sums")[1]

@@ -15,7 +15,7 @@ from zenrepro.errors import InputError
 from zenrepro.experiments.session import place
 from zenrepro.hardware import Hardware
 from zenrepro.params import Parameter
-from zenrepro.paths import Project
+from zenrepro.paths import MARKER, Project
 
 
 class Choice(msgspec.Struct, frozen=True, kw_only=True):
@@ -102,12 +102,12 @@ def module(project: Project, experiment: str) -> Any:
         sys.path.insert(0, str(project.root))
     try:
         return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        if error.name is None or not (name == error.name or name.startswith(f"{error.name}.")):
-            raise
+    except ImportError as error:
+        text = " ".join(str(error).split())
         raise InputError(
-            f"{project.root}/zenrepro.toml: experiments.{experiment}: no module {name!r}"
-        ) from None
+            f"{project.root / MARKER}: experiments.{experiment}: its module {name!r} cannot be "
+            f"imported ({text})"
+        ) from error
 
 
 def _given(declared: list[Parameter], choice: Choice, notebook: Path) -> dict[str, Any]:
