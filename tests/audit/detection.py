@@ -75,6 +75,13 @@ def _count(
     tally: Tally, cell: dict[str, object], passed: list[str], kind: str, detected: bool
 ) -> None:
     both = [rule for rule in passed if rule in TWO_SIDED]
+    if "latency" in passed:
+        conditions = cell["conditions"]
+        assert isinstance(conditions, dict)
+        told = {"phase", "batch"} <= conditions.keys()
+        label = "latency, batch and phase stated" if told else "latency, one of them left open"
+        passed = [label if rule == "latency" else rule for rule in passed]
+        both = [label if rule == "latency" else rule for rule in both]
     rows = [*passed, "held from both sides" if both else "bounded or free"]
     if not both:
         rows.append("bounded from one side" if passed else "free")

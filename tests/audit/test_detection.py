@@ -19,13 +19,13 @@ def test_most_changes_of_held_cells_are_found(tally: detection.Tally) -> None:
     assert sum(n for (r, _), n in tally.tried.items() if r == "held from both sides") > 200
     rate = tally.rate("held from both sides")
     assert rate is not None
-    assert rate >= 0.85
+    assert rate >= 0.75
 
 
 # Well below what docs/AUDIT.md measures with more cells, so that only a broken rule falls under.
 @pytest.mark.parametrize(
     ("rule", "floor"),
-    [("derivation", 0.9), ("datasheet", 0.9), ("size", 0.8), ("latency", 0.7), ("energy", 0.6)],
+    [("derivation", 0.9), ("datasheet", 0.9), ("size", 0.8), ("energy", 0.55)],
 )
 def test_each_rule_that_holds_from_both_sides(
     tally: detection.Tally, rule: str, floor: float

@@ -254,15 +254,16 @@ def _parameters(out: Writer, model: Model, divided: bool, dense: bool) -> None:
 
 
 def _sizes(out: Writer, models: list[Model], policies: list[Policy], gibi: bool) -> None:
-    unit = 1e9 / 2**30 if gibi else 1.0
     for model in models:
         names = {}
         for policy in policies:
             if out.rng.random() < 0.7:
                 exact = weight_bytes(model, policy)
+                # Some print what a tool shows in GiB beside what they compute in GB.
+                unit = 1e9 / 2**30 if gibi and out.rng.random() < 0.7 else 1.0
                 where = {"model": model.name, **_stated(policy)}
                 names[policy.name or _stated(policy)["format"]] = (
-                    out.add(exact * unit, "size", "weights", "GB", conditions=where), exact,
+                    out.add(exact * unit, "size", "weights", "GB", conditions=where), exact * unit,
                 )  # fmt: skip
         if len(names) > 1 and out.rng.random() < 0.7:
             (a, x), (b, y) = out.rng.sample(list(names.values()), 2)
@@ -368,6 +369,10 @@ def _run(
             rate / chips, "throughput", "ratio", "token/s/chip", kind="ratio", of=[main],
             baseline=count, **more,
         )  # fmt: skip
+    if rng.random() < 0.3:
+        reading = peak * rng.uniform(0.3, 1.0) / (2 * model.active)
+        at = {**where, "phase": "prefill", "seq_len": rng.choice([512, 2048, 8192])}
+        out.add(reading, "throughput", "rate", "token/s", conditions=at, unstated=unstated)
     slower = rate / rng.uniform(1.05, 6)
     if rng.random() < 0.6:
         slow = out.add(

@@ -18,6 +18,14 @@ FIGURES = (
     ("flop_rate", "dense"), ("flop_rate", "sparse"), ("bandwidth", "peak"), ("memory", "capacity"),
     ("power", "tdp"), ("count", "cores"),
 )  # fmt: skip
+_WORDS = {
+    ("flop_rate", "dense"): "dense matrix rate",
+    ("flop_rate", "sparse"): "sparse matrix rate",
+    ("bandwidth", "peak"): "memory bandwidth",
+    ("memory", "capacity"): "memory capacity",
+    ("power", "tdp"): "design power",
+    ("count", "cores"): "number of cores",
+}
 TEXTS = ("form_factor", "memory_type")
 
 
@@ -59,7 +67,12 @@ def datasheet(view: View) -> Iterator[Item]:
             holds = _plain(first.claim.value) == _plain(stated)
             printed = first.claim.value
             arithmetic = f"{sheet.name}: {sheet.vendor} states {stated}, printed {printed}"
-            yield Check("datasheet", (name,), (), [Outcome(holds, arithmetic, f"{stated}")])
+            yield Check(
+                "datasheet",
+                (name,),
+                (),
+                [Outcome(holds, arithmetic, f"{stated} in place of {printed}")],
+            )
     for name in view.having("spec", "existence"):
         sheet = view.datasheets.get(view.readings[name][0].get("platform") or "")
         if sheet is not None:
@@ -90,7 +103,7 @@ def _outcomes(
             f"{sheet.name}: {sheet.vendor} states {quantity(value, first.unit.symbol)} ({what}), "
             f"printed {first.printed}"
         )
-        mend = quantity(value, first.unit.symbol)
+        mend = f"{quantity(value, first.unit.symbol)} in place of {first.printed}"
         how = "" if figure.metric == first.metric else f"the {figure.metric} rate is meant"
         yield Outcome(first.interval.meets(exact(value)), arithmetic, mend, how)
         if figure.quantity == "memory":
@@ -114,7 +127,7 @@ def _of_no_product(view: View, m: Meaning, sheet: Datasheet) -> Finding:
 
 
 def _what(m: Meaning) -> str:
-    return f"{m.metric} {m.quantity.replace('_', ' ')}"
+    return _WORDS.get((m.quantity, m.metric), f"{m.metric} {m.quantity.replace('_', ' ')}")
 
 
 def _plain(text: str) -> str:

@@ -235,6 +235,8 @@ def _candidates(view: View, readings: Sequence[Meaning]) -> Iterator[tuple[bool,
         for a, b in itertools.permutations(pool[:40], 2):
             if a.unit.dimension != b.unit.dimension or a.metric != b.metric:
                 continue
+            if a.interval.meets(b.interval):
+                continue  # one number twice
             if any(a.get(key) != b.get(key) for key in ("model", "platform", "op")):
                 continue
             found = compute(meaning.metric, (a,), b)

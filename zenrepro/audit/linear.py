@@ -71,7 +71,7 @@ def _descend(table: _Array, basic: list[int], free: list[int]) -> None:
         if steps < _BEFORE_BLAND:
             column = int(slopes.argmin())
         else:
-            column = min(np.flatnonzero(slopes < -_EPSILON), key=lambda j: free[j])
+            column = min((int(j) for j in np.flatnonzero(slopes < -_EPSILON)), key=free.__getitem__)
         falling = np.flatnonzero(table[:-1, 1 + column] < -_EPSILON)
         if not len(falling):
             raise ArithmeticError("the cost has no least value")

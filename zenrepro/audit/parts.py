@@ -45,6 +45,7 @@ def part(view: View) -> Iterator[Item]:
             and w.get("platform") == m.get("platform")
             and (w.get("chips") or 1) == (m.get("chips") or 1)
             and not w.get("draft_model")
+            and (w.get("phase") or m.get("phase")) == (m.get("phase") or w.get("phase"))
         ]
         if not wholes:
             continue

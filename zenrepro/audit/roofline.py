@@ -153,7 +153,7 @@ def _memory(view: View, weights: Weights, m: Meaning) -> Limit | None:
         return None
     chips = view.chips(m)
     bandwidth = most.value * chips
-    head = f"{tokens} × {_times(chips, most)}"
+    head = f"{tokens} token{'s' if tokens > 1 else ''} a step × {_times(chips, most)}"
     if weights.divided:
         read = weights.least_read(m)
     elif _open_activity(weights, m):
@@ -228,7 +228,7 @@ def _why(weights: Weights) -> str:
     if any(part.read == "gather" for part in weights.parts) and weights.parameters is not None:
         most = quantity(most_lookups(weights.parameters.high), "Gparameter")
         tables = f", tables that are only looked up taken as {most} at most"
-    return f" (the least that the sizes {sizes} leave to parts that are always read{tables})"
+    return f" (the least that the sizes {sizes}, GB or GiB, leave to parts that are always read{tables})"
 
 
 def _times(chips: int, most: Ceiling) -> str:

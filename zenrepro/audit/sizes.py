@@ -36,7 +36,7 @@ def _one(weights: Weights, m: Meaning) -> Iterator[Outcome]:
     formats = weights.formats(m) or {}
     bits = [BITS[f] for f in formats.values()]
     most = max(BITS[f] + weights.scale_bits(m, f) for f in formats.values())
-    allowed = Interval(weights.parameters.low * min(bits) / 8, weights.parameters.high * most / 8)
+    allowed = weights.possible(m)
     count = quantity(weights.parameters.low, "Gparameter")
     upper = quantity(weights.parameters.high, "Gparameter")
     per = f"{min(bits)}" if min(bits) == most else f"{min(bits)} to {most:g}"
@@ -61,20 +61,26 @@ def sizes_together(view: View) -> Iterator[Item]:
     that already fail alone.
     """
     for weights in view.weights.values():
-        sizes = [m for m in weights.sizes if weights.feasible([m]) or weights.feasible([m], GIBI)]
-        if not weights.divided or weights.parameters is None or len(sizes) < 2:
+        if weights.parameters is None:
+            continue
+        sizes = [
+            m
+            for m in weights.sizes
+            if any(m.interval.scaled(unit).meets(weights.possible(m)) for unit in (1.0, GIBI))
+        ]
+        if not weights.divided or len(sizes) < 2:
             continue
         names = list(dict.fromkeys(m.claim.id for m in sizes))
         if len(names) != len(sizes):
             continue  # readings that change a size's policy: no one system
         counts = tuple(dict.fromkeys(c.claim.id for c in weights.counts))
-        if weights.feasible(sizes) or weights.feasible(sizes, GIBI):
+        if weights.feasible(sizes):
             yield Check("sizes-together", tuple(names), counts, [Outcome(True)])
             continue
         core = list(sizes)
         for m in sizes:
             rest = [other for other in core if other is not m]
-            if not weights.feasible(rest) and not weights.feasible(rest, GIBI):
+            if not weights.feasible(rest):
                 core = rest
         listed = ", ".join(f"{m.printed} ({_formats(weights, m)})" for m in core)
         yield Finding(

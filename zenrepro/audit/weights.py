@@ -23,7 +23,7 @@ BITS: dict[str, int] = {
 SCALED = ("fp8_e4m3", "int8", "int4", "nf4")
 GROUP_BITS = 48.0
 MOST_SCALE_BITS = 1.0
-# "GB" in print may mean 2^30 bytes; if so it does in all of a report's sizes.
+# "GB" in print may mean 2^30 bytes, in one place and not in another.
 GIBI = 2.0**30 / 1e9
 # Tables that are only looked up (embeddings): at most this share of a model, and at most a table
 # of 2^20 entries, 2^14 wide.
@@ -82,10 +82,13 @@ class Weights:
         group = m.get("group_size") or (policy.group_size if policy else None)
         return GROUP_BITS / group if group else MOST_SCALE_BITS
 
-    def uniform(self, m: Meaning) -> str | None:
-        """The one format that stores every part, or None."""
-        stored = set((self.formats(m) or {}).values())
-        return stored.pop() if len(stored) == 1 else None
+    def possible(self, m: Meaning) -> Interval:
+        """The bytes that some division into parts takes under the meaning's formats."""
+        assert self.parameters is not None
+        formats = set((self.formats(m) or {}).values())
+        least = min(BITS[f] for f in formats)
+        most = max(BITS[f] + self.scale_bits(m, f) for f in formats)
+        return Interval(self.parameters.low * least / 8, self.parameters.high * most / 8)
 
     def least_size(self, m: Meaning) -> float | None:
         """The fewest bytes that the weights take under the meaning's formats."""
@@ -107,28 +110,21 @@ class Weights:
             return None
         return self._least({p.name: 1.0 for p in self.parts if p.read == "always"}, None)
 
-    def feasible(self, sizes: Sequence[Meaning], gibi: float = 1.0) -> bool:
-        """Whether some division into parts gives all of these sizes at once."""
-        return self._solve({}, None, sizes, gibi) is not None
+    def feasible(self, sizes: Sequence[Meaning]) -> bool:
+        """Whether some division into parts gives all of these sizes at once, GB or GiB each."""
+        return self._solve({}, None, sizes) is not None
 
     @cached_property
-    def trusted(self) -> dict[float, list[Meaning]]:
-        """The sizes that can hold together, by what GB means; empty where none can."""
-        found = {}
-        for gibi in (1.0, GIBI):
-            if self.feasible(self.sizes, gibi):
-                found[gibi] = self.sizes
-        return found
+    def trusted(self) -> list[Meaning]:
+        """The published sizes, if they can hold together; else none of them."""
+        return self.sizes if self.feasible(self.sizes) else []
 
     def _least(self, cost: Mapping[str, float], formats: Mapping[str, str] | None) -> float | None:
         """Least total over the parts in ``cost``: bytes under ``formats``, else parameters."""
         key = (frozenset(cost), frozenset(formats.items()) if formats else None)
         if key not in self._known:
-            answers = [
-                self._solve(cost, formats, sizes, gibi) for gibi, sizes in self.trusted.items()
-            ] or [self._solve(cost, formats, [], 1.0)]
-            solved = [a for a in answers if a is not None]
-            self._known[key] = min(solved) * _SCALE if solved else None
+            found = self._solve(cost, formats, self.trusted)
+            self._known[key] = None if found is None else found * _SCALE
         return self._known[key]
 
     def _solve(
@@ -136,7 +132,6 @@ class Weights:
         cost: Mapping[str, float],
         formats: Mapping[str, str] | None,
         sizes: Sequence[Meaning],
-        gibi: float,
     ) -> float | None:
         if self.parameters is None:
             return None
@@ -166,8 +161,8 @@ class Weights:
                 else:
                     column, weight = columns[(name, "")], BITS[stored] / 8
                 row[column] = row.get(column, 0.0) + weight
-            rows.append((row, m.interval.high * gibi / _SCALE))
-            rows.append(({i: -w for i, w in row.items()}, -m.interval.low * gibi / _SCALE))
+            rows.append((row, m.interval.high * GIBI / _SCALE))
+            rows.append(({i: -w for i, w in row.items()}, -m.interval.low / _SCALE))
         weights = {
             columns[(name, "")]: c * (BITS[formats[name]] / 8 if formats else 1.0)
             for name, c in cost.items()
