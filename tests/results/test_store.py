@@ -221,7 +221,14 @@ def test_the_results_folder_holds_results_only(store, build):
 def test_in_a_project_the_lock_is_local_state(tmp_path, build):
     (tmp_path / "zenrepro.toml").write_text('title = "t"\n')
     Store(tmp_path / "data" / "results").put([build()])
-    assert len(list((tmp_path / ".zenrepro" / "locks").iterdir())) == 1
+    (lock,) = (tmp_path / ".zenrepro" / "locks").iterdir()
+    # The same project mounted elsewhere has the same lock.
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "zenrepro.toml").write_text('title = "t"\n')
+    Store(elsewhere / "data" / "results").put([build()])
+    (other,) = (elsewhere / ".zenrepro" / "locks").iterdir()
+    assert other.name == lock.name
 
 
 def test_a_second_store_sees_what_the_first_wrote(store, build):

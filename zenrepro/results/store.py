@@ -255,13 +255,16 @@ def _lock_path(path: Path) -> Path:
     Outside a project (a merge target, a test) it lies in the user's temporary folder.
     """
     resolved = path.absolute().resolve()
-    name = hashlib.sha256(os.fsencode(resolved)).hexdigest()[:24] + ".lock"
     root = next((p for p in resolved.parents if (p / MARKER).is_file()), None)
     if root is not None:
+        # By the path inside the project: two containers may have it mounted at different places.
+        key = resolved.relative_to(root)
         folder = root / ".zenrepro" / "locks"
     else:
+        key = resolved
         user = str(os.getuid()) if hasattr(os, "getuid") else "user"
         folder = Path(tempfile.gettempdir()) / f"zenrepro-{user}" / "locks"
+    name = hashlib.sha256(os.fsencode(key)).hexdigest()[:24] + ".lock"
     folder.mkdir(parents=True, exist_ok=True)
     return folder / name
 
