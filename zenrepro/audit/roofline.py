@@ -228,7 +228,7 @@ def _why(weights: Weights) -> str:
     if any(part.read == "gather" for part in weights.parts) and weights.parameters is not None:
         most = quantity(most_lookups(weights.parameters.high), "Gparameter")
         tables = f", tables that are only looked up taken as {most} at most"
-    return f" (the least that the sizes {sizes}, GB or GiB, leave to parts that are always read{tables})"
+    return f" (the least that the sizes {sizes}, GB or GiB, leave to always-read parts{tables})"
 
 
 def _times(chips: int, most: Ceiling) -> str:
