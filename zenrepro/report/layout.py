@@ -14,11 +14,12 @@ from zenrepro.report import numbers
 from zenrepro.report.formulas import Formatted
 from zenrepro.report.numbers import Missing, Number
 from zenrepro.report.tables import Table
+from zenrepro.report.wording import title_lines
 
-TEXT_MM = 164.0  # the width of the text
+TEXT_MM = 162.0  # the width of the text, less what the estimates may be off
 AUDIT_MM = 23.0
 _GAP_MM = 3.2  # between two columns
-_DIGIT_MM = 1.56  # a digit at footnote size
+_DIGIT_MM = 1.5  # a digit at footnote size
 _SMALLER = 0.88  # script size against footnote size
 _NARROWEST_MM = 34.0  # a first column that still reads well
 _LEAST_MM = 20.0
@@ -27,11 +28,13 @@ _LEAST_MM = 20.0
 @dataclass(frozen=True)
 class Layout:
     """Widths in whole millimetres. ``words_mm``: of a published column that holds texts, else 0;
-    ``small``: the table is set one size smaller."""
+    ``first_lines``: lines of text that head and first rows take; ``small``: the table is set one
+    size smaller."""
 
     label_mm: int
     words_mm: int
     audit_mm: int
+    first_lines: int
     small: bool
 
 
@@ -41,7 +44,7 @@ def fit(table: Table, titles: Mapping[str, str]) -> Layout:
         scale = _DIGIT_MM * (_SMALLER if small else 1.0)
         words = _words_mm(table) * (_SMALLER if small else 1.0)
         published = words or scale * max(
-            [9 * 0.9, *(_length(line.published.value) + 2 for line in table.lines)]
+            [8.5, *(_length(line.published.value) + 2 for line in table.lines)]
         )
         bound = scale * max(
             [5.0, *(_length(line.limit.value) + 3.5 for line in table.lines if line.limit)]
@@ -54,8 +57,21 @@ def fit(table: Table, titles: Mapping[str, str]) -> Layout:
         taken = published + bound + (measured or scale * 8) + audit + _GAP_MM * (3 + count)
         label = TEXT_MM - taken
         if label >= _NARROWEST_MM or small:
-            return Layout(int(max(_LEAST_MM, min(label, 70))), int(words), int(audit), small)
+            return Layout(
+                label_mm=int(max(_LEAST_MM, min(label, 70))),
+                words_mm=int(words),
+                audit_mm=int(audit),
+                first_lines=_first_lines(table, titles),
+                small=small,
+            )
     raise AssertionError  # the second round always returns
+
+
+def _first_lines(table: Table, titles: Mapping[str, str]) -> int:
+    """Caption, head and the rows that may not be parted from them."""
+    first = min(4, len(table.groups[0].lines)) if table.groups else 0
+    head = max((len(title_lines(titles[name])) for name in table.machines), default=1)
+    return 7 + head + first * (2 if _words_mm(table) else 1)
 
 
 def _column(table: Table, place: int, title: str, scale: float) -> float:
@@ -67,8 +83,8 @@ def _column(table: Table, place: int, title: str, scale: float) -> float:
         ratio = 0.8 + _length(cell.ratio) if cell.ratio else 0.0
         mark = max(mark, 1.8 * bool(cell.mark) + 0.6 * len(cell.liberties) + ratio)
     several = len(table.machines) > 1
-    head = max(len(word) for word in title.split()) if several else len(title)
-    return scale * max(value + mark + 0.8, min(head, 24) * 1.05)
+    head = max(len(line) for line in title_lines(title)) if several else len(title)
+    return scale * max(value + mark + 0.8, min(head, 24) * 1.1)
 
 
 def _words_mm(table: Table) -> float:
@@ -76,7 +92,7 @@ def _words_mm(table: Table) -> float:
         (_length(line.published.value) for line in table.lines if _is_text(line.published.value)),
         default=0,
     )
-    return 0.0 if longest <= 10 else 24.0 if longest <= 16 else 36.0
+    return 0.0 if longest <= 10 else 24.0 if longest <= 16 else 33.0
 
 
 def _is_text(value: Any) -> bool:
@@ -91,5 +107,6 @@ def _length(value: Any) -> float:
         return float(len(value.text))
     if isinstance(value, Number):
         text = numbers.text(value, with_unit=False)
-        return len(text) + (1.5 if "\u00b1" in text else 0.0) - 0.5 * text.count(",")
+        narrow = sum(text.count(c) for c in ",.")
+        return len(text) - 0.45 * narrow - (0.8 if "\u00b1" in text else 0.0)
     return float(len(value)) if value else 0.0

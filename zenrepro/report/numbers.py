@@ -24,7 +24,8 @@ CODES: dict[str, str] = {
     "o": "out of memory",
     "s": "skipped",
     "b": "its baseline is not stated",
-    "p": "states nothing that one number could answer",
+    "p": "no number is stated",
+    "x": "a condition of the run, nothing to measure",
 }
 
 # Units that a reader expects, by dimension, for numbers that no publication fixes the unit of.

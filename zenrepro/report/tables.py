@@ -84,7 +84,8 @@ class Line:
 
     claim: Claim
     label: str
-    unit: str  # "" where numbers carry their own
+    detail: str  # where and under what it is stated, for claims outside tables
+    unit: str  # "" where the numbers have none
     published: Published
     limit: Limit | None
     measured: list[Measured]
@@ -199,7 +200,8 @@ def build(evidence: Evidence, name: str, machines: Sequence[str] | None = None) 
         rows.setdefault(label, []).append(
             Line(
                 claim=claim,
-                label=_label(claim, words),
+                label=words.label(claim),
+                detail=words.detail(claim) if in_text else "",
                 unit=_shared_unit(claim),
                 published=published_value(claim),
                 limit=_limit(claim, bounds.get(claim.id)),
@@ -225,12 +227,6 @@ def measured_only(table: Table) -> Table:
         if kept:
             groups.append(Group(group.label, kept))
     return Table(table.name, table.title, table.machines, groups)
-
-
-def _label(claim: Claim, words: Words) -> str:
-    if claim.where.table is not None:
-        return words.label(claim)
-    return f"{words.describe(claim)}, line {claim.where.line}"
 
 
 def _shared_unit(claim: Claim) -> str:
@@ -319,20 +315,21 @@ def _measured(measurement: Measurement | None, machine: str, words: Words) -> Me
 
 
 _REASONS = {
-    "unsupported": "u",
-    "disturbed": "d",
-    "failed": "f",
-    "oom": "o",
-    "skipped": "s",
-    "states": "p",
-    "made": "p",
-    "not": "c",
-    "its": "c",
-    "the": "b",
+    "unsupported:": "u",
+    "disturbed:": "d",
+    "failed:": "f",
+    "oom:": "o",
+    "skipped:": "s",
+    "states a condition": "x",
+    "states ": "p",
+    "made of stated conditions": "x",
+    "not under these conditions": "c",
+    "its parts were measured": "c",
+    "the report does not say what it is relative to": "b",
 }
 
 
 def missing_code(reason: str | None) -> str:
-    """The code for the reason that a measurement verdict gives, by its first word."""
-    first = (reason or "").replace(":", " ").split()[:1]
-    return _REASONS.get(first[0].lower(), "n") if first else "n"
+    """The code for the reason that a measurement verdict gives, by how it begins."""
+    said = reason or ""
+    return next((code for start, code in _REASONS.items() if said.startswith(start)), "n")

@@ -18,6 +18,7 @@ from zenrepro.report import numbers
 from zenrepro.report.escape import Tex, escape, url
 from zenrepro.report.formulas import Formatted
 from zenrepro.report.numbers import Missing, Number
+from zenrepro.report.wording import title_lines
 
 PACKAGED = Path(__file__).parent / "templates"
 SUFFIX = ".jinja"
@@ -70,12 +71,7 @@ def plain(value: int) -> Tex:
 
 def stacked(title: str) -> Tex:
     """A machine's title in short lines, for the head of a column."""
-    lines = [""]
-    for word in title.split():
-        if lines[-1] and len(lines[-1]) + len(word) > 12:
-            lines.append("")
-        lines[-1] = f"{lines[-1]} {word}".strip()
-    return Tex(r"\ ".join(f"{{}}{escape(line)}" for line in lines))
+    return Tex(r"\\ ".join(f"{{}}{escape(line)}" for line in title_lines(title)))
 
 
 def environment(templates: Path) -> jinja2.Environment:

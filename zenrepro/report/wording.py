@@ -48,6 +48,7 @@ _ACRONYMS = {
     "gsm8k": "GSM8K",
     "flop": "FLOP",
     "flops": "FLOPs",
+    "seq_len": "sequence length",
     "top_k": "experts a token",
     "gamma": "drafted tokens",
     "chips": "chips",
@@ -144,13 +145,17 @@ class Words:
         what = quantity(claim.quantity, claim.metric)
         return f"{what} ({phrase})" if phrase else what
 
+    def detail(self, claim: Claim) -> str:
+        """Under which conditions a claim is stated, and where: ``H100, line 39``."""
+        phrase = self.conditions(claim.conditions)
+        return f"{phrase}, line {claim.where.line}" if phrase else f"line {claim.where.line}"
+
     def label(self, claim: Claim) -> str:
         """What a claim states of its row: the column, or the quantity where that says more."""
-        if claim.where.column and claim.kind not in ("categorical",):
-            return self.column(claim.where.column)
         if claim.where.column and claim.quantity != "spec":
             return self.column(claim.where.column)
-        return quantity(claim.quantity, claim.metric)
+        words = quantity(claim.quantity, claim.metric)
+        return words[:1].upper() + words[1:]
 
 
 def load(path: Path, platforms: Mapping[str, str]) -> Words:
@@ -192,3 +197,13 @@ def place(claim: Claim) -> str:
         return "Stated with the table"
     names = {"formula": "Formulas", "listing": "Listings", "table": "Names in tables"}
     return where.section or names.get(where.part, where.part.capitalize())
+
+
+def title_lines(title: str, longest: int = 12) -> list[str]:
+    """A title in lines of about ``longest`` characters, broken between words."""
+    lines = [""]
+    for word in title.split():
+        if lines[-1] and len(lines[-1]) + len(word) >= longest:
+            lines.append("")
+        lines[-1] = f"{lines[-1]} {word}".strip()
+    return lines
