@@ -299,9 +299,9 @@ def decide(test: Check) -> Finding | None:
     saving = next((o for o in outcomes if o.holds), None) or next(
         o for o in outcomes if o.holds is None
     )
-    mend = f"true if {saving.reading}" if saving.reading else failed[0].mend
+    mend = f"true in this reading: {saving.reading}" if saving.reading else failed[0].mend
     if saving.holds and saving.arithmetic and saving.reading:
-        mend += f": {saving.arithmetic}"
+        mend += f" ({saving.arithmetic})"
     arithmetic = "; ".join(list(dict.fromkeys(o.arithmetic for o in failed))[:3])
     return _finding(test, "note", "note", arithmetic, mend)
 
