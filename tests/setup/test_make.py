@@ -66,7 +66,7 @@ def test_a_prepared_python_that_lacks_packages_is_told(checkout: Path, tmp_path:
     assert done.returncode == 2
     line = done.stderr.splitlines()[0]
     assert line.startswith("setup: PYTHON=")
-    assert "lacks filelock, jinja2, matplotlib, msgspec" in line
+    assert "lacks bleach, filelock, jinja2, matplotlib, msgspec" in line
 
 
 def test_clean_never_takes_results(checkout: Path) -> None:

@@ -2,9 +2,9 @@
 
     .venv/bin/python -m pip install uv && .venv/bin/python -m zenrepro.setup.lock [PLATFORM...]
 
-uv resolves for platforms other than the one it runs on. The oldest supported Python is resolved
-for; its versions also exist for the newer ones. The bootstrap gives a lock to pip as constraints,
-so each step takes from it what it needs.
+uv resolves for platforms other than the one it runs on. The oldest supported Python comes first;
+the newer ones keep its versions and add what only they need. The bootstrap gives a lock to pip as
+constraints, so each step takes from it what it needs.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from zenrepro.setup.bootstrap import PLATFORMS
 TORCH = "torch==2.13.0"
 JAX = "jax==0.10.2"
 
+PYTHONS = ("3.11", "3.12", "3.13", "3.14")
+
 # glibc 2.36: mlx has wheels from 2.35 on; the others' are for older ones.
 TARGETS = {
     "linux-x86_64": "x86_64-manylinux_2_36",
@@ -31,6 +33,23 @@ TARGETS = {
 # Come with the registry's Linux build of torch; the "+cpu" build, which has no metadata that uv
 # could resolve without PyTorch's own index, does not need them.
 CUDA_ONLY = ("cuda-", "nvidia-cu", "nvidia-n")
+
+
+def resolve(wanted: list[str], fixed: list[str], python: str, target: str) -> list[str]:
+    """The exact pins that satisfy ``wanted`` on one Python and platform, keeping to ``fixed``."""
+    with tempfile.TemporaryDirectory() as folder:
+        source, constraints = Path(folder) / "requirements.in", Path(folder) / "constraints.txt"
+        source.write_text("\n".join(wanted) + "\n")
+        constraints.write_text("\n".join(fixed) + "\n")
+        command = [sys.executable, "-m", "uv", "pip", "compile", str(source), "--quiet"]
+        command += ["--constraints", str(constraints), "--python-version", python]
+        command += ["--python-platform", target, "--no-header", "--no-annotate"]
+        command += ["--no-config", "--system-certs"]
+        environment = {**os.environ, "MACOSX_DEPLOYMENT_TARGET": "14.0"}
+        done = subprocess.run(
+            command, check=True, env=environment, stdout=subprocess.PIPE, text=True
+        )
+    return done.stdout.splitlines()
 
 
 def write_lock(name: str, project: Path) -> Path:
@@ -48,24 +67,18 @@ def write_lock(name: str, project: Path) -> Path:
         if extra in replaced.values() or not (is_variant or extra in replaced):
             wanted += extras[extra]
     target = next(value for key, value in TARGETS.items() if name.startswith(key))
-    with tempfile.TemporaryDirectory() as folder:
-        source = Path(folder) / "requirements.in"
-        source.write_text("\n".join(wanted) + "\n")
-        command = [sys.executable, "-m", "uv", "pip", "compile", str(source), "--quiet"]
-        command += ["--python-version", "3.11", "--python-platform", target]
-        command += ["--no-header", "--no-annotate", "--no-config", "--system-certs"]
-        environment = {**os.environ, "MACOSX_DEPLOYMENT_TARGET": "14.0"}
-        pins = subprocess.run(
-            command, check=True, env=environment, stdout=subprocess.PIPE, text=True
-        ).stdout.splitlines()
+    pins: dict[str, str] = {}
+    for python in PYTHONS:
+        for pin in resolve(wanted, list(pins.values()), python, target):
+            pins.setdefault(pin.split("==")[0], pin)
     if name.endswith(("-cpu", "-tpu")):
-        pins = [pin for pin in pins if not pin.startswith(CUDA_ONLY)]
+        pins = {key: pin for key, pin in pins.items() if not key.startswith(CUDA_ONLY)}
     head = [
         f"# {name}: everything an environment may hold, for Python >= 3.11.",
         "# Made by: python -m zenrepro.setup.lock   (do not edit)",
     ]
     lock = Path(__file__).parent / "locks" / f"{name}.txt"
-    lock.write_text("\n".join([*head, *pins]) + "\n")
+    lock.write_text("\n".join([*head, *(pins[key] for key in sorted(pins))]) + "\n")
     return lock
 
 

@@ -9,7 +9,7 @@ import sys
 
 # By purpose, the import names that must be there. Frameworks are not: one that is missing is a
 # reason in a table.
-EVIDENCE = "filelock jinja2 matplotlib msgspec nbconvert nbformat numpy rich yaml"
+EVIDENCE = "bleach filelock jinja2 matplotlib msgspec nbconvert nbformat numpy pygments rich yaml"
 RUN = EVIDENCE + " ipykernel nbclient papermill psutil"
 LINT = "importlinter mypy ruff"
 NEEDED = {
