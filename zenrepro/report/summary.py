@@ -56,6 +56,16 @@ class PrintedFinding:
     against: list[ClaimInWords]
     subject: str
 
+    @property
+    def lines(self) -> int:
+        """How many lines it takes on paper, about: a short finding stays on one page."""
+        texts = [
+            self.finding.arithmetic,
+            self.finding.mend,
+            " ".join(c.words for c in self.against),
+        ]
+        return min(10, 2 + len(self.claims) + sum(1 + len(text) // 95 for text in texts if text))
+
 
 @dataclass(frozen=True)
 class MeasurementCounts:
