@@ -159,6 +159,37 @@ def test_a_larger_scale_serves_a_smaller_one(measured, scale, expected):
     assert states(measured, scale={"cpu-lab": scale})[FAST] == expected
 
 
+def test_what_a_larger_run_left_of_a_smaller_one_is_not_stale(measured):
+    store = Store(measured.project.results)
+    first = store.load("cpu-lab")[0]
+    larger = msgspec.structs.replace(
+        first, conditions={"op": "matmul", "m": 4096}, parameters=PARAMETERS | {"scale": "full"}
+    )
+    assert states(measured, scale={"cpu-lab": "full"})[SLOW][0] == "stale"
+    store.put([larger])
+    assert states(measured, scale={"cpu-lab": "full"})[SLOW] == FRESH
+
+
+def test_what_could_not_be_attempted_does_not_depend_on_parameters(measured):
+    store = Store(measured.project.results)
+    first = store.load("cpu-lab")[0]
+    store.put([
+        msgspec.structs.replace(first, samples=[], status=Status.UNSUPPORTED, reason="no GPU",
+                                flags=["not attempted"], parameters=PARAMETERS | {"seed": 7})
+    ])  # fmt: skip
+    assert states(measured, scale={"cpu-lab": "full"})[FAST] == FRESH
+    measured.edit("kernels/cuda/a.cu", "// a", "// z")
+    assert states(measured)[FAST][0] == "stale"
+
+
+def test_an_experiment_that_the_project_no_longer_lists(measured):
+    from zenrepro import paths
+
+    measured.write("zenrepro.toml", 'title = "t"\n')
+    measured.project = paths.load(measured.root)
+    assert states(measured)[FAST] == ("stale", ["zenrepro.toml no longer lists the experiment"])
+
+
 def test_a_failed_record_is_tried_again(measured):
     store = Store(measured.project.results)
     first = store.load("cpu-lab")[0]

@@ -13,7 +13,7 @@ import msgspec
 
 from zenrepro import params
 from zenrepro.conditions import KEYS
-from zenrepro.paths import Project
+from zenrepro.paths import MARKER, Project
 from zenrepro.records import DeviceClass, Environment, Record, Status
 from zenrepro.results.store import Store
 from zenrepro.sources import changed
@@ -23,6 +23,8 @@ State = Literal["fresh", "stale", "elsewhere", "sources changed since"]
 
 # Reasons that a line has room for; all of them are in ``Item.reasons``.
 SHOWN = 3
+# Flag of a record whose reason was known without measuring (see experiments.freshness).
+NOT_ATTEMPTED = "not attempted"
 SCALES = ("smoke", "small", "full")
 # Parameters that something else in the record tells (its device class, implementation, conditions),
 # or that only choose among points.
@@ -79,28 +81,20 @@ def status(
     Raises InputError for results that are not whole.
     """
     files = Files(project)
-    own = {(device.machine, device.backend): device for device in here}
-    machines = {device.machine for device in here}
-    defaults = _Defaults(project)
+    records = Store(project.results).load(machine)
+    now = _Now(project, here, scale or {}, records)
     known: dict[int, list[str]] = {}
     out: list[Item] = []
-    for record in Store(project.results).load(machine):
+    for record in records:
         # Records of one point share their inputs: compare them once.
         key = hash((tuple(record.inputs.sources.items()), tuple(record.inputs.data.items())))
         if key not in known:
             known[key] = changed(project, record.inputs, files)
         reasons = list(known[key])
-        if record.machine in machines:
-            device = own.get((record.machine, _backend(record)))
-            reasons += _of_outcome(record)
-            if device is not None:
-                reasons += compare_device(record, device.device_class, device.environment)
-            now = defaults.of(record.experiment)
-            wanted = (scale or {}).get(record.machine)
-            reasons += compare_parameters(
-                record, now if wanted is None else now | {"scale": wanted}
-            )
-            state: State = "stale" if reasons else "fresh"
+        state: State
+        if record.machine in now.machines:
+            reasons += now.reasons(record)
+            state = "stale" if reasons else "fresh"
         else:
             state = "sources changed since" if reasons else "elsewhere"
         out.append(
@@ -174,26 +168,59 @@ def stale(items: Iterable[Item]) -> list[Item]:
     return [item for item in items if item.state == "stale"]
 
 
-class _Defaults:
-    """The parameters that an experiment's notebook declares now, read once each."""
+class _Now:
+    """What a run would find now: devices, the notebooks' parameters, the scale."""
 
-    def __init__(self, project: Project) -> None:
-        self.project = project
-        self._known: dict[str, dict[str, Any] | None] = {}
+    def __init__(
+        self,
+        project: Project,
+        here: Sequence[Device],
+        scale: Mapping[str, str],
+        records: Sequence[Record],
+    ) -> None:
+        self.machines = {device.machine for device in here}
+        self._devices = {(device.machine, device.backend): device for device in here}
+        self._project = project
+        self._scale = scale
+        self._declared: dict[str, dict[str, Any]] = {}
+        self._reached: dict[tuple[str, str, str], int] = {}
+        for record in records:
+            run = (record.machine, record.experiment, _backend(record))
+            self._reached[run] = max(self._reached.get(run, -1), _rank(record))
 
-    def of(self, experiment: str) -> dict[str, Any]:
-        """Name to default. ``scale`` is left out: its default depends on the machine."""
-        if experiment not in self._known:
-            self._known[experiment] = self._read(experiment)
-        return self._known[experiment] or {}
+    def reasons(self, record: Record) -> list[str]:
+        """Why a record of this machine is stale, besides its sources and data."""
+        out = ["it failed before"] if record.status is Status.FAILED else []
+        device = self._devices.get((record.machine, _backend(record)))
+        if device is not None:
+            out += compare_device(record, device.device_class, device.environment)
+        if record.experiment not in self._project.experiments:
+            return [*out, f"{MARKER} no longer lists the experiment"]
+        if NOT_ATTEMPTED in record.flags:
+            return out  # why it could not run does not depend on parameters
+        return out + compare_parameters(record, self._parameters(record))
 
-    def _read(self, experiment: str) -> dict[str, Any]:
-        declared = params.read(self.project.notebook(experiment))
-        return {p.name: p.default for p in declared if p.name != "scale"}
+    def _parameters(self, record: Record) -> dict[str, Any]:
+        """The parameters of a run now, by name."""
+        if record.experiment not in self._declared:
+            notebook = self._project.notebook(record.experiment)
+            declared = params.read(notebook)
+            self._declared[record.experiment] = {
+                p.name: p.default for p in declared if p.name != "scale"
+            }
+        out = self._declared[record.experiment]
+        wanted = self._scale.get(record.machine)
+        # Once a run reached the scale, it measured anew what it shares with a smaller one; what is
+        # left of that one, no run measures again.
+        run = (record.machine, record.experiment, _backend(record))
+        if wanted in SCALES and self._reached[run] < SCALES.index(wanted):
+            return out | {"scale": wanted}
+        return out
 
 
-def _of_outcome(record: Record) -> list[str]:
-    return ["it failed before"] if record.status is Status.FAILED else []
+def _rank(record: Record) -> int:
+    scale = record.parameters.get("scale")
+    return SCALES.index(scale) if scale in SCALES else -1
 
 
 def _backend(record: Record) -> str:
