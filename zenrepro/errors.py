@@ -4,5 +4,10 @@
 class InputError(Exception):
     """Bad input or usage: the message is one line that names the thing, the place and the mend.
 
-    The command line prints the message without a traceback and exits with status 2.
+    The command line prints the message without a traceback and exits with status 2; a notebook
+    shows the line alone.
     """
+
+    def _render_traceback_(self) -> list[str]:
+        """What IPython shows instead of a traceback."""
+        return [f"InputError: {self}"]

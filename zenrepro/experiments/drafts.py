@@ -28,7 +28,7 @@ def history() -> list[str]:
 def edited(project: Project, notebook: Path, parameters: set[str]) -> str | None:
     """Which code run so far is not in the project's notebook, None where all of it is.
 
-    A cell that only sets ``parameters`` may be any.
+    A cell of nothing but imports and literals that sets any of ``parameters`` may be any.
     """
     executed = history()
     if not executed:
@@ -39,7 +39,8 @@ def edited(project: Project, notebook: Path, parameters: set[str]) -> str | None
     ours = {_essence(cell) for cell in params.code_cells(text, str(notebook))}
     for cell in executed:
         values = params.assignments(cell)
-        if _essence(cell) not in ours and (values is None or not parameters.issuperset(values)):
+        sets_parameters = values is not None and (not values or parameters.intersection(values))
+        if _essence(cell) not in ours and not sets_parameters:
             first = next(line for line in cell.splitlines() if line.strip())
             return f"the code {first.strip()!r} is not in {relative}"
     return None
