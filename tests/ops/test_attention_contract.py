@@ -103,7 +103,8 @@ def test_each_backend_has_a_baseline_and_a_peer_on_the_cpu() -> None:
 def test_matches_fp64(entry: Entry, dtype: str) -> None:
     need(entry)
     ran = 0
-    for case in ALL:
+    cases = ALL if dtype == "fp32" else CASES["smoke"]  # XLA compiles each case anew
+    for case in cases:
         if not entry.available(Cpu(entry.backend), case.conditions(dtype)).ok:
             continue
         q, k, v = inputs(case, dtype)
@@ -116,7 +117,7 @@ def test_matches_fp64(entry: Entry, dtype: str) -> None:
         verdict = judge(back(entry.backend, out), wanted, limit)
         assert verdict.passed, f"{case}: {verdict.reason}"
         ran += 1
-    assert ran >= len(ALL) - 1  # only unequal dims may be refused
+    assert ran >= len(cases) - 1  # only unequal dims may be refused
 
 
 @pytest.mark.parametrize("entry", on_cpu(), ids=lambda entry: entry.name)

@@ -13,7 +13,7 @@ from zenrepro import measure
 from zenrepro.experiments import session
 from zenrepro.experiments.point import Point, Result
 from zenrepro.measure.ceilings import Ceiling, ceilings
-from zenrepro.measure.energy import SHORTEST_S
+from zenrepro.measure.windows import SHORTEST_S
 from zenrepro.records import Origin, Status
 
 # A ceiling is recorded under the metric that a datasheet states it by.
@@ -108,7 +108,7 @@ def _power(run: session.Session, found: list[Ceiling]) -> Iterator[Point]:
             produces=[("power", "draw")],
             measure=partial(_draw, run, load, only_idle),
             origin=Origin.PEER,
-            modules=[*_MODULES, "zenrepro.measure.energy"],
+            modules=[*_MODULES, "zenrepro.measure.windows"],
             unavailable=None
             if run.scale in WINDOW_S
             else (Status.SKIPPED, f"{run.scale} scale is too short for an energy counter"),
