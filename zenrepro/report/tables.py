@@ -92,6 +92,11 @@ class Line:
     audit: str
     findings: list[FindingEntry]
 
+    @property
+    def shown_unit(self) -> str:
+        """The unit to name beside the label: none where the label names it already."""
+        return "" if self.unit in self.label.replace("tokens", "token") else self.unit
+
 
 @dataclass(frozen=True)
 class Group:
