@@ -440,6 +440,36 @@ def test_a_matrix_rate_is_tried_in_its_own_format():
     assert found.value == pytest.approx(700)
 
 
+def test_utilisation_is_a_share_of_the_machines_own_ceiling():
+    compute = claim("c", "68.0", quantity="utilisation", metric="compute", unit="%")
+    rate = {"quantity": "flop_rate", "metric": "rate", "unit": "TFLOP/s"}
+    bf16 = record(350, conditions={**POINT, "dtype": "bf16"}, **rate)
+    top = {"quantity": "flop_rate", "metric": "dense", "unit": "TFLOP/s"}
+    ceilings = [
+        record(value, conditions={"op": "matmul", "dtype": dtype, "m": 1}, **top)
+        for value, dtype in ((500, "bf16"), (300, "fp32"))
+    ]
+    found = verdict(compute, bf16, *ceilings)
+    assert (found.value, found.verdict) == (pytest.approx(70.0), "reproduced")
+    assert found.reason == "of the ceiling measured on this machine"
+    assert [r.conditions["op"] for r in (found.record, *found.against)] == ["attention", "matmul"]
+    assert verdict(compute, bf16).reason == "no flop_rate ceiling was measured"
+    assert verdict(compute, *ceilings).verdict == "not run"
+    # A utilisation that was recorded as such comes first.
+    own = record(50, quantity="utilisation", metric="compute", unit="%")
+    assert verdict(compute, bf16, own, *ceilings).value == pytest.approx(50.0)
+
+
+def test_utilisation_of_bandwidth_knows_no_format():
+    given = claim("c", "68.0", quantity="utilisation", metric="bandwidth", unit="%")
+    rate = {"quantity": "bandwidth", "metric": "rate", "unit": "GB/s"}
+    decode = record(2000, conditions={**POINT, "dtype": "bf16"}, **rate)
+    copy = record(4000, quantity="bandwidth", metric="peak", unit="GB/s",
+                  conditions={"op": "copy", "dtype": "fp32"})  # fmt: skip
+    found = verdict(given, decode, copy)
+    assert (found.value, found.verdict) == (pytest.approx(50.0), "not reproduced")
+
+
 # -- the whole -----------------------------------------------------------------------------------
 
 

@@ -11,8 +11,8 @@ from typing import Any, Literal
 
 import msgspec
 
-from zenrepro.audit import matching
-from zenrepro.audit.matching import Index, Missing, Value
+from zenrepro.audit import measured as measured_values
+from zenrepro.audit.candidates import Index, Missing, Value, is_ceiling
 from zenrepro.claims import Claim, Publication
 from zenrepro.conditions import KEYS
 from zenrepro.printed import Interval
@@ -32,11 +32,6 @@ HIGHER_IS_BETTER = frozenset(
 LOWER_IS_BETTER = frozenset(("time", "latency", "memory", "size", "traffic", "error", "power"))
 # What any machine can settle, whatever its class.
 ANY_HARDWARE = frozenset(("count", "size", "error", "quality", "acceptance"))
-# Upper limits that a vendor states: (quantity, metric) of claims, and the ops that try them.
-CEILINGS: dict[tuple[str, str], tuple[str, ...]] = {
-    ("bandwidth", "peak"): ("copy", "read"),
-    ("flop_rate", "dense"): ("matmul",),
-}
 
 
 class Measurement(msgspec.Struct, frozen=True, kw_only=True):
@@ -88,9 +83,7 @@ def _judge(claim: Claim, claims: Mapping[str, Claim], index: Index, machine: str
     reasons: list[str] = []
     best: Measurement | None = None
     for variant, reading in _readings(claim):
-        found = _ceilings(variant, index)
-        if found is None:
-            found = matching.values(variant, claims, index)
+        found = measured_values.values(variant, claims, index)
         if isinstance(found, Missing):
             reasons.append(found.reason)
             continue
@@ -138,33 +131,6 @@ def _rank(measurement: Measurement) -> tuple[Any, ...]:
     )
 
 
-def _ceilings(claim: Claim, index: Index) -> list[Value] | Missing | None:
-    """Measured values of a stated ceiling, None for a claim that states none."""
-    ops = CEILINGS.get((claim.quantity, claim.metric))
-    if ops is None or claim.kind not in ("scalar", "interval"):
-        return None
-    dimension = unit(claim.unit).dimension
-    out: list[Value] = []
-    reasons: list[str] = []
-    for entry in index.by_quantity.get((claim.quantity, dimension), []):
-        record = entry.record
-        if record.conditions.get("op") not in ops:
-            continue
-        if claim.conditions.get("dtype") not in (None, record.conditions.get("dtype")):
-            continue
-        if entry.summary is None:
-            reasons.append(f"{record.status}: {record.reason or 'its samples flagged'}")
-            continue
-        same = record.device_class.platform == claim.conditions.get("platform")
-        out.append(
-            Value(entry.summary, dimension, (record,), {}, same, record.conditions, entry.backend)
-        )
-    if not out:
-        return Missing(reasons[0] if reasons else f"no {claim.quantity} ceiling was measured")
-    # A ceiling is the most that any of them reached.
-    return [max(out, key=lambda value: value.summary.value)]
-
-
 def _verdict(
     claim: Claim,
     claims: Mapping[str, Claim],
@@ -178,11 +144,13 @@ def _verdict(
     printed = claim.interval()
     middle = claim.value if isinstance(claim.value, int | float) else sum(printed) / 2
     ratio = measured.value / middle if middle else None
-    derived = claim.kind in ("ratio", "share")
-    ceiling = (claim.quantity, claim.metric) in CEILINGS and not derived
+    is_derived = claim.kind in ("ratio", "share")
+    ceiling = is_ceiling(claim)
     verdict: Verdict
     reason: str | None = None
-    if not derived and not value.same_class and claim.quantity not in ANY_HARDWARE:
+    if claim.quantity == "utilisation" and len(value.records) > 1:
+        reason = "of the ceiling measured on this machine"
+    if not is_derived and not value.same_class and claim.quantity not in ANY_HARDWARE:
         verdict = "different hardware"
         if claim.conditions.get("platform") is None:
             reason = "the report names no hardware for it"
@@ -204,7 +172,7 @@ def _verdict(
         record=value.records[0],
         against=value.records[1:],
         relaxed=value.relaxed,
-        across=derived and not value.same_class,
+        across=is_derived and not value.same_class,
         reading=reading,
         candidates=candidates,
     )
