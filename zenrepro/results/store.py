@@ -138,7 +138,13 @@ class Store:
             data = path.read_bytes()
         except OSError as error:
             raise InputError(f"{path}: cannot be read ({error.strerror})") from None
-        content = records.decode(data, str(path))
+        try:
+            content = records.decode(data, str(path))
+        except InputError as error:
+            mend = (
+                "" if "delete" in str(error) else "; restore the file, or delete it and run again"
+            )
+            raise InputError(f"{error}{mend}") from None
         for found, expected, what in (
             (content.machine, path.parent.name, "machine"),
             (content.experiment, path.stem, "experiment"),
