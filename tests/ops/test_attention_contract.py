@@ -12,7 +12,7 @@ import pytest
 
 from zenrepro.ops.attention import CASES, TABLE, reference
 from zenrepro.ops.attention.cases import CONTRACT, Case, bound
-from zenrepro.ops.entry import Entry
+from zenrepro.ops.entry import Entry, UnsupportedError
 from zenrepro.ops.gate import judge, relative_error
 from zenrepro.ops.precision import rounded
 
@@ -168,3 +168,29 @@ def test_wrong_arguments_are_named(entry: Entry) -> None:
         function(whole, whole, whole, causal=True)
     with pytest.raises(ValueError, match=r"^q: wants an array .* got list"):
         function([1], q, q, causal=True)
+
+
+def test_a_library_that_refuses_says_why() -> None:
+    torch = pytest.importorskip("torch")
+    from zenrepro.ops.attention import torch_sdpa_cudnn, torch_sdpa_efficient, torch_sdpa_flash
+
+    q, v = torch.zeros(1, 4, 2, 64), torch.zeros(1, 4, 2, 32)
+    for refusing, value in (
+        (torch_sdpa_flash.attention, v),  # unequal widths
+        (torch_sdpa_cudnn.attention, q),  # no GPU
+        (torch_sdpa_efficient.attention, q),
+    ):
+        with pytest.raises(UnsupportedError, match=r"\w{4}") as caught:
+            refusing(q, q, value, causal=True)
+        assert "\n" not in str(caught.value)
+
+
+def test_jax_cudnn_without_cudnn_is_a_reason() -> None:
+    jax = pytest.importorskip("jax")
+    if jax.default_backend() != "cpu":
+        pytest.skip("cuDNN may be there")
+    from zenrepro.ops.attention import jax_cudnn
+
+    q = jax.numpy.zeros((1, 4, 2, 64), jax.numpy.bfloat16)
+    with pytest.raises(UnsupportedError, match=r"\w{4}"):
+        jax.jit(functools.partial(jax_cudnn.attention, causal=True))(q, q, q)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 
 from zenrepro.ops.attention import arguments
+from zenrepro.ops.entry import UnsupportedError
 
 if TYPE_CHECKING:
     import jax
@@ -19,7 +20,10 @@ def attention(
     causal: bool,
     scale: float | None,
 ) -> jax.Array:
-    """[B, T, H, D] in, [B, T, H, Dv] out; Dv = D. Raises ValueError for wrong arguments."""
+    """[B, T, H, D] in, [B, T, H, Dv] out; Dv = D.
+
+    Raises ValueError for wrong arguments, UnsupportedError where cuDNN refuses them.
+    """
     import jax
     import jax.numpy as jnp
 
@@ -30,6 +34,12 @@ def attention(
     mask = None
     if causal and not square and T > 1:
         mask = jnp.tril(jnp.ones((T, S), dtype=bool), S - T)[None, None]
-    return jax.nn.dot_product_attention(
-        q, k, v, mask=mask, is_causal=square, scale=shape.scale, implementation=implementation
-    )
+    try:
+        return jax.nn.dot_product_attention(
+            q, k, v, mask=mask, is_causal=square, scale=shape.scale, implementation=implementation
+        )
+    except (NotImplementedError, RuntimeError) as error:
+        # Raised while tracing, before anything is launched: cuDNN is missing or refuses the shape.
+        if implementation != "cudnn":
+            raise
+        raise UnsupportedError(" ".join(str(error).split())) from error

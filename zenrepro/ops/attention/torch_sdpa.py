@@ -11,6 +11,9 @@ from zenrepro.ops.entry import UnsupportedError
 if TYPE_CHECKING:
     import torch
 
+# How torch and cuDNN say that a kernel does not take these arguments.
+_REFUSALS = ("No available kernel", "No viable backend", "No valid execution plans")
+
 
 def attention(
     backend: str,
@@ -34,7 +37,7 @@ def attention(
     try:
         return _call(choice, q, k, v, given)
     except RuntimeError as error:
-        if not any(word in str(error) for word in ("No available kernel", "No viable backend")):
+        if not any(words in str(error) for words in _REFUSALS):
             raise
         raise UnsupportedError(_reasons(choice, q, k, v, given)) from error
 
@@ -79,6 +82,7 @@ def _reasons(
             _call(choice, q, k, v, given)
         except RuntimeError as error:
             said = [str(warning.message).split("(Triggered")[0].strip() for warning in caught]
-            useful = [text for text in said if "not used because" not in text]
+            hidden = ("not used because", "runtime disabled")  # headings; the backends not asked
+            useful = [text for text in said if not any(words in text for words in hidden)]
             return " ".join(" ".join(useful or [str(error)]).split())
     return "torch refused it once and took it the second time"
