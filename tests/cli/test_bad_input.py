@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -148,6 +149,16 @@ def test_results_that_cannot_be_written_are_told_before_anything_runs(
     trial.results.write_text("")
     status, line = refused("run", "sums", "--backend", "torch", "--device", "cpu")
     assert (status, "is a file where a folder must be" in line) == (2, True)
+
+
+def test_a_full_disk_is_one_line(refused: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(**given: Any) -> Any:
+        raise OSError(errno.ENOSPC, "No space left on device", "build/notebooks/x.ipynb")
+
+    monkeypatch.setattr("zenrepro.paths.find", full)
+    status, line = refused("run", "sums")
+    assert status == 2
+    assert "build/notebooks/x.ipynb: No space left on device" in line
 
 
 def test_a_reader_that_goes_away_is_no_error(trial: Any) -> None:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import sys
 from collections.abc import Sequence
 
 from zenrepro import __version__
 from zenrepro.errors import InputError
+
+# What a full or read-only disk says: no error of ours, so no traceback.
+_REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
 OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 
@@ -33,6 +37,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # The reader went away (`| head`): point stdout elsewhere, so that closing it stays quiet.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return OK
+    except OSError as error:
+        if error.errno not in _REFUSED:
+            raise
+        place = error.filename or "the disk"
+        print(f"zenrepro: {place}: {error.strerror}; nothing stored is lost", file=sys.stderr)
+        return BAD_INPUT
     return status
 
 

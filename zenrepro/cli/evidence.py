@@ -78,22 +78,18 @@ def _status(given: argparse.Namespace) -> int:
     told = ", ".join(f"{count} {state}" for state, count in sorted(counts.items()))
     print(f"{len(items)} records: {told or 'none'}")
     if stale(items):
-        print("`zenrepro run --all` measures what is stale here")
+        print("`zenrepro run --all` measures what is stale; with --dry-run it only lists")
     return 0
 
 
 def _items(here: Project) -> list[Item]:
     from zenrepro import hardware
-    from zenrepro.experiments.point import default_scale
     from zenrepro.results import freshness
 
     found = [item for item in hardware.devices(here) if isinstance(item, hardware.Hardware)]
     # Each backend's first device is its default one, where its records come from.
-    devices = list({(d.machine, d.backend): d for d in reversed(found)}.values())
-    scales = {
-        device.machine: default_scale(device.device, device.device_class) for device in devices
-    }
-    return freshness.status(here, devices, scale=scales)
+    devices = {(device.machine, device.backend): device for device in reversed(found)}
+    return freshness.status(here, list(devices.values()))
 
 
 def _compare(given: argparse.Namespace) -> int:

@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from zenrepro.paths import Project
 
 
+# The ceilings among what the hardware experiment measures, and the unit that shows them.
+_SHOWN_IN = {"bandwidth": "GB/s", "flop_rate": "TFLOP/s", "memory": "GB", "power": "W"}
+
+
 def add(commands: Commands) -> None:
     """Add the commands of this family."""
     command(
@@ -66,7 +70,7 @@ def _hardware(given: argparse.Namespace) -> int:
 
 
 def _measured(here: Project | None, found: Hardware) -> list[dict[str, Any]]:
-    """This machine's measured ceilings on this backend: flat records of copies and matmuls."""
+    """This device's measured ceilings, as flat records."""
     if here is None:
         return []
     from zenrepro.results.flat import flatten
@@ -79,12 +83,15 @@ def _measured(here: Project | None, found: Hardware) -> list[dict[str, Any]]:
         flatten(record)
         for record in store.load(found.machine, "hardware")
         if record.samples
+        and record.quantity in _SHOWN_IN
         and record.parameters.get("backend") == found.backend
         and record.parameters.get("device") == found.device
     ]
 
 
 def _print_hardware(rows: list[dict[str, Any]]) -> None:
+    from zenrepro.units import convert
+
     for row in rows:
         name = f"{row['backend']} {row['device'] or ''}".strip()
         if row["missing"] is not None:
@@ -110,11 +117,12 @@ def _print_hardware(rows: list[dict[str, Any]]) -> None:
             kind = " ".join(filter(None, (figure.quantity, figure.metric, figure.dtype)))
             print(f"  datasheet: {kind} {figure.value:g} {figure.unit}")
         for record in row["measured"]:
-            conditions = " ".join(f"{k}={v}" for k, v in record["conditions"].items())
-            print(
-                f"  measured: {record['quantity']} {record['metric']} {record['value']:.4g} "
-                f"{record['unit']}  {conditions}"
-            )
+            unit = _SHOWN_IN[record["quantity"]]
+            value = convert(record["value"], record["unit"], unit)
+            algorithm = record["implementation"].partition(".")[2]
+            dtype = record["conditions"].get("dtype")
+            name = algorithm if dtype is None else f"{algorithm} {dtype}"
+            print(f"  measured: {name} {value:.4g} {unit}")
 
 
 def _with_unit(value: float | None, unit: str) -> str | None:
