@@ -165,6 +165,23 @@ def test_more_machines_than_columns_go_to_an_appendix(evidence: Any) -> None:
     assert "Platinum" in appendix
 
 
+PACKAGED = sorted(Path(report.__file__).parent.glob("templates/tex/**/*.jinja"))
+TEMPLATES = [*PACKAGED, *sorted((Path(__file__).parents[2] / "latex").rglob("*.jinja"))]
+
+
+def test_no_template_glues_a_command_to_a_value() -> None:
+    command = r"\\(?!VAR\b|BLOCK\b)[a-zA-Z@]+"
+    glued = re.compile(rf"{command}(?:\\BLOCK\{{[^}}]*\}})*(?:\\VAR|(?<=\}})[a-zA-Z])")
+    assert len(TEMPLATES) > 15
+    for path in TEMPLATES:
+        found = [
+            m.group()
+            for m in glued.finditer(path.read_text())
+            if m.group().endswith(r"\VAR") or r"\BLOCK" in m.group()
+        ]
+        assert found == [], f"{path}: put {{}} after the command"
+
+
 def test_no_template_uses_a_macro() -> None:
-    for path in Path(report.__file__).parent.glob("templates/tex/**/*.jinja"):
+    for path in TEMPLATES:
         assert r"\BLOCK{macro" not in path.read_text(), path

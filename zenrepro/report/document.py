@@ -98,7 +98,7 @@ class _Document:
         """One table as TeX. ``caption`` is TeX (templates write it); default: the table's name."""
         self.placed.add(name)
         built = tables.build(self.evidence, name)
-        return self._table(built, Tex(caption) if caption else escape(built.title), _label(name))
+        return self._table(built, Tex(caption) if caption else escape(built.title), label(name))
 
     def remaining_tables(self) -> Tex:
         """Every published table that no template has placed: none can be lost."""
@@ -164,8 +164,8 @@ class _Document:
             for name in (*tables.names(self.evidence), tables.TEXT_TABLE):
                 built = tables.measured_only(tables.build(self.evidence, name, chosen))
                 if built.groups:
-                    label = f"{_label(name)}-others-{start // BODY_MACHINES + 1}"
-                    out.append(self._table(built, escape(built.title), label))
+                    place = f"{label(name)}-others-{start // BODY_MACHINES + 1}"
+                    out.append(self._table(built, escape(built.title), place))
         return out
 
     def _record_groups(self) -> list[dict[str, Any]]:
@@ -193,7 +193,7 @@ class _Document:
         ]
 
 
-def _label(name: str) -> str:
+def label(name: str) -> str:
     """A TeX label for a table: letters and digits of its name, and a hash against collisions."""
     slug = "".join(c if c.isascii() and c.isalnum() else "-" for c in name)[:40]
     return f"tab:{slug}-{hashlib.sha256(name.encode()).hexdigest()[:6]}"
