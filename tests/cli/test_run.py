@@ -207,3 +207,16 @@ def test_a_kernel_that_dies_outside_points_fails_once(trial: Any) -> None:
     assert "FAILED, the kernel's process died" in err
     assert "KernelDied" in trial.executed.read_text()
     assert trial.measured() == ["torch 1", "torch 2", "torch 3"]
+
+
+def test_a_missing_framework_is_a_reason_in_the_records_and_no_error(trial: Any) -> None:
+    status, _, err = trial.run("run", "sums", "--backend", "jax", HIDE="jax")
+    assert (status, trial.measured()) == (0, []), err
+    assert "jax is not here: jax is away" in err
+    records = trial.records()
+    assert {record.status.value for record in records.values()} == {"unsupported"}
+    assert {record.reason for record in records.values()} == {"jax is away"}
+    status, _, err = trial.run("run", "sums", "--backend", "jax", HIDE="jax")
+    assert (status, "up to date" in err) == (0, True)
+    status, _, err = trial.run("run", "sums", "--backend", "jax")
+    assert (status, len(trial.measured())) == (0, 3)

@@ -121,6 +121,17 @@ def test_a_point_that_raises_is_recorded_and_the_others_go_on(bench: Any) -> Non
     assert bench.measured == [2]
 
 
+def test_a_reason_holds_no_folder_of_this_machine(bench: Any) -> None:
+    def fails() -> list[Result]:
+        raise FileNotFoundError(f"{Path.home()}/secret and {Path(__file__).parent}/x")
+
+    bench.does[1] = fails
+    reason = bench.run()[1][0].reason
+    assert str(Path.home()) not in reason
+    assert str(Path(__file__).parents[2]) not in reason
+    assert "secret" in reason
+
+
 def test_running_out_of_memory_is_told_apart_from_failing(bench: Any) -> None:
     def grows() -> list[Result]:
         raise MemoryError("out")

@@ -34,11 +34,17 @@ def execute(
     Raises CellError, KernelDied, or InputError where the notebook itself told bad input.
     """
     _without_iri_grammar()
-    from nbclient.exceptions import DeadKernelError
-    from papermill import execute_notebook
-    from papermill.exceptions import PapermillExecutionError
+    try:
+        from nbclient.exceptions import DeadKernelError
+        from papermill import execute_notebook
+        from papermill.exceptions import PapermillExecutionError
 
-    from zenrepro.cli.kernel import ThisInterpreter
+        from zenrepro.cli.kernel import ThisInterpreter
+    except ImportError as error:
+        raise InputError(
+            f"running notebooks needs the package {error.name}, which is not installed here; "
+            "install zenrepro[run], or use `zenrepro report` on the results there are"
+        ) from error
 
     try:
         with _environment(environment):

@@ -33,7 +33,8 @@ def store_death(project: Project, watch: Watch) -> None:
 def note_notebook(project: Project, job: Job, watch: Watch, problem: str | None) -> None:
     """Store that the notebook failed and where, or that it no longer does."""
     store = _store(project, watch)
-    record = _record(project, job, problem)
+    reason = None if problem is None else provenance.without_places(problem)
+    record = _record(project, job, reason)
     if problem is None:
         earlier = [r for r in _of(store, job) if r.identity() == record.identity()]
         if not earlier or earlier[0].status is Status.OK:

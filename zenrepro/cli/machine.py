@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from typing import TYPE_CHECKING, Any
 
 from zenrepro.cli.arguments import Commands, command, print_json, project
@@ -165,7 +166,11 @@ def _implementations(here: Project, experiment: str) -> list[dict[str, Any]]:
     from zenrepro.experiments import session
 
     found: dict[str, dict[str, Any]] = {}
-    selected, _ = jobs.jobs(here, [experiment], jobs.Choice())
+    try:
+        selected, _ = jobs.jobs(here, [experiment], jobs.Choice())
+    except InputError as error:  # no framework at all: the experiments can still be listed
+        print(f"zenrepro: {error}", file=sys.stderr)
+        return []
     for job in selected:
         opened = session.start(experiment, job.given, here)
         for point in opened.module.points(opened):

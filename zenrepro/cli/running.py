@@ -178,7 +178,8 @@ def _run_job(here: Project, job: Job, force: bool) -> bool:
         return False
     if watch.planned is not None and watch.planned.edited is None:
         stamps.write(here, job, started_ns)
-    print(f"{job.experiment} {job.backend}: done in {took}", file=sys.stderr)
+    shown = _destination(here, job, watch).relative_to(here.root)
+    print(f"{job.experiment} {job.backend}: done in {took}, {shown}", file=sys.stderr)
     return watch.statuses.get("failed", 0) == 0
 
 

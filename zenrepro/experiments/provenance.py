@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import os
+import platform
 import subprocess
+import sys
+import tempfile
+from pathlib import Path
 
 import msgspec
 
 from zenrepro.paths import Project
 from zenrepro.records import Environment
+
+PACKAGE = Path(__file__).resolve().parent.parent
 
 
 def commit(project: Project) -> tuple[str | None, bool | None]:
@@ -52,7 +58,22 @@ def with_state(environment: Environment, state: Environment) -> Environment:
 
 
 def one_line(error: BaseException) -> str:
-    """An exception's type and message in one line of at most 300 characters."""
-    text = " ".join(str(error).split())
+    """An exception's type and message in one line of at most 300 characters, without places."""
+    text = without_places(" ".join(str(error).split()))
     line = f"{type(error).__name__}: {text}" if text else type(error).__name__
     return line if len(line) <= 300 else line[:299] + "…"
+
+
+def without_places(text: str) -> str:
+    """The text without this machine's folders and name: records travel, these must not."""
+    for place, shown in (
+        (sys.prefix, "<environment>"),
+        (str(PACKAGE.parent), "<code>"),
+        (str(Path.cwd()), "."),
+        (tempfile.gettempdir(), "<temporary>"),
+        (str(Path.home()), "~"),
+        (platform.node(), "<host>"),
+    ):
+        if len(place) > 2:  # "/" is every path's beginning
+            text = text.replace(place, shown)
+    return text
