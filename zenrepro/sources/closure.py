@@ -24,6 +24,7 @@ NEVER = (
     "zenrepro.errors", "zenrepro.paths", "zenrepro.sources", "zenrepro.experiments.events",
     "zenrepro.experiments.progress", "zenrepro.experiments.durations",
     "zenrepro.experiments.drafts", "zenrepro.experiments.table", "zenrepro.experiments.freshness",
+    "zenrepro.experiments.provenance",
 )  # fmt: skip
 
 _INCLUDE = re.compile(rb'^[ \t]*#[ \t]*include[ \t]*"([^"]+)"', re.MULTILINE)
