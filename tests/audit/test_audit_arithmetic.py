@@ -18,7 +18,7 @@ from zenrepro.errors import InputError
 from zenrepro.printed import Interval
 from zenrepro.units import NONE, UNITS
 
-FINITE = st.floats(-1e6, 1e6, allow_nan=False)
+FINITE = st.integers(-(10**9), 10**9).map(lambda k: k / 1000)
 
 
 @st.composite
