@@ -10,6 +10,7 @@ import pytest
 
 from zenrepro import paths, report
 from zenrepro.cli import manifest, reporting
+from zenrepro.errors import InputError
 from zenrepro.paths import Project
 
 
@@ -109,3 +110,29 @@ def test_a_report_that_failed_is_tried_again(
     monkeypatch.setattr(report, "build", lambda here: 1)
     assert reporting.up_to_date_report(project) == 1
     assert not manifest.is_fresh(project)
+
+
+@pytest.mark.parametrize(
+    ("ran", "rendered", "status"), [(0, 0, 0), (1, 0, 1), (0, 1, 1), (1, 1, 1), (None, 0, 2)]
+)
+def test_make_renders_whatever_the_experiments_did_and_tells_the_worst(
+    project: Project,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    ran: int | None,
+    rendered: int,
+    status: int,
+) -> None:
+    from zenrepro.cli import main, running
+
+    def run_jobs(here: Project, jobs: object, *, force: bool) -> int:
+        if ran is None:
+            raise InputError("results/m/e.json: not a whole JSON file")
+        return ran
+
+    made: list[int] = []
+    monkeypatch.setattr(running, "run_jobs", run_jobs)
+    monkeypatch.setattr(report, "build", lambda here: made.append(1) or rendered)
+    assert main(["make", "--project", str(project.root)]) == status
+    assert made == [1]
+    assert ("not a whole JSON file" in capsys.readouterr().err) == (ran is None)

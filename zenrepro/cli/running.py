@@ -67,12 +67,19 @@ def _make(given: argparse.Namespace) -> int:
     for name in given.only:
         here.notebook(name)
     names = given.only or list(here.experiments)
-    status = run_jobs(here, _jobs(here, names, _choice(given)), force=False)
-    if given.no_render:
-        return status
-    from zenrepro.cli.reporting import up_to_date_report
+    jobs = _jobs(here, names, _choice(given))
+    status, refused = 0, None
+    try:
+        status = run_jobs(here, jobs, force=False)
+    except InputError as error:
+        refused = error  # told at the end: what there is, is rendered all the same
+    if not given.no_render:
+        from zenrepro.cli.reporting import up_to_date_report
 
-    return max(status, up_to_date_report(here))
+        status = max(status, up_to_date_report(here))
+    if refused is not None:
+        raise refused
+    return status
 
 
 def _choice(given: argparse.Namespace, assignments: Sequence[str] = ()) -> Choice:
