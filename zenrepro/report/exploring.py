@@ -6,6 +6,7 @@ They take records and nothing else, so that they draw other machines' results as
 from __future__ import annotations
 
 import html
+import io
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from zenrepro.units import unit
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 _SHOWN = (Status.OK, Status.DISTURBED)
 
@@ -147,7 +149,7 @@ def roofline(records: Sequence[Record], found: Ceilings, title: str) -> Drawing:
         "stated": {"bandwidth": None, "rates": {}},
     }
     with style.paper():
-        return Drawing(style.saved(paper_roofline.plot([panel]))[1])
+        return Drawing(_svg(paper_roofline.plot([panel])))
 
 
 def against_baseline(records: Sequence[Record]) -> Grid:
@@ -202,7 +204,7 @@ def reached(records: Sequence[Record], stated: dict[tuple[str, str | None], floa
                     axis.plot(value / _scale(quantity), place, "D", color="0", mfc="white")
             axis.set_xlabel(_label(quantity))
             axis.invert_yaxis()
-        return Drawing(style.saved(figure)[1])
+        return Drawing(_svg(figure))
 
 
 def _ceiling_name(record: Record) -> str:
@@ -276,7 +278,7 @@ def _panels(
         axes[0][0].set_ylabel(up_label)
         handles, labels = axes[0][0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)))
-        return Drawing(style.saved(figure)[1])
+        return Drawing(_svg(figure))
 
 
 def _line(
@@ -303,6 +305,16 @@ def _line(
         linestyle=line,
         label=style.plain(records[0].implementation.replace("_", " ")),
     )
+
+
+def _svg(figure: Figure) -> bytes:
+    """As ``style.saved``, without the PDF, which a notebook has no use for."""
+    import matplotlib.pyplot as plt
+
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    plt.close(figure)
+    return buffer.getvalue()
 
 
 def _empty() -> Drawing:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from zenrepro import stats
 from zenrepro.records import Record, Status
 from zenrepro.report.evidence import Evidence, Machine
+from zenrepro.report.wording import FORMAT_NAMES
 from zenrepro.units import unit
 
 if TYPE_CHECKING:
@@ -22,7 +23,6 @@ CAPTION = (
     "Roofline of each machine. Points are medians of measured kernels, hollow in decode; solid "
     "lines are ceilings measured by a copy and by matrix products, dashed ones the vendor's."
 )
-_NAMES = {"fp8_e4m3": "FP8", "bf16": "BF16", "fp16": "FP16", "fp32": "FP32", "int8": "INT8"}
 
 
 def collect(evidence: Evidence) -> tuple[Any, str]:
@@ -128,15 +128,16 @@ def _panel(axis: Axes, panel: dict[str, Any], names: list[str]) -> None:
             axis.plot(
                 [left, end], [left * bandwidth / 1e12, end * bandwidth / 1e12], line, color="0.35"
             )
-        for dtype, rate in rates.items():
+        for rate in rates.values():
             start = max(left, rate / bandwidth) if bandwidth else left
             axis.plot([min(start, right), right], [rate / 1e12] * 2, line, color="0.35")
-            if line == "-" or dtype not in panel["rates"]:
-                axis.annotate(
-                    _NAMES.get(dtype, dtype), (right, rate / 1e12), fontsize=7, ha="right",
-                    va="bottom", xytext=(0, 1), textcoords="offset points",
-                )  # fmt: skip
             levels.append(rate)
+    shown = {**panel["stated"]["rates"], **panel["rates"]}
+    for names_of, rate in _merged(shown):
+        axis.annotate(
+            names_of, (right, rate / 1e12), fontsize=7, ha="right", va="top", xytext=(0, -2),
+            textcoords="offset points",
+        )  # fmt: skip
     for p in points:
         place = names.index(p["implementation"])
         colour = style.GREYS[place % len(style.GREYS)]
@@ -149,6 +150,17 @@ def _panel(axis: Axes, panel: dict[str, Any], names: list[str]) -> None:
     axis.set_ylim(min(levels) / 1e12 / 2.5, max(levels) / 1e12 * 2.5)
     axis.set_xlabel("FLOP/byte")
     axis.set_title(style.plain(panel["title"]))
+
+
+def _merged(rates: dict[str, float]) -> list[tuple[str, float]]:
+    """Formats whose ceilings lie within a fifth of each other share a label at the lowest."""
+    out: list[tuple[list[str], float]] = []
+    for dtype, rate in sorted(rates.items(), key=lambda item: item[1]):
+        if out and rate < 1.2 * out[-1][1]:
+            out[-1][0].append(FORMAT_NAMES.get(dtype, dtype))
+        else:
+            out.append(([FORMAT_NAMES.get(dtype, dtype)], rate))
+    return [(", ".join(names), rate) for names, rate in out]
 
 
 def _legend(names: list[str]) -> tuple[list[Any], list[str]]:

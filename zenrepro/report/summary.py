@@ -352,12 +352,16 @@ def printed_record(entry: RecordEntry) -> PrintedRecord:
         number=entry.number,
         key=entry.key,
         quantity=wording.quantity(record.quantity, record.metric),
-        unit=summary.median.unit if summary else record.unit,
+        unit=_unit_shown(summary.median.unit if summary else record.unit),
         remark="; ".join(remarks),
         summary=summary,
         missing=None if summary else Missing(_STATUS_CODES.get(record.status, "n")),
         record=record,
     )
+
+
+def _unit_shown(symbol: str) -> str:
+    return "" if symbol in ("1", "count") else symbol
 
 
 def _summary(record: Record) -> SampleSummary:

@@ -56,6 +56,14 @@ def bare(value: Any) -> Tex:
     )
 
 
+def digits(value: Any) -> Tex:
+    """A number without its unit and without siunitx, which takes half a millisecond a number: the
+    record appendix has thousands."""
+    if isinstance(value, Number):
+        return escape(numbers.text(value, with_unit=False))
+    return Tex(finalise(value))
+
+
 def bare_unit(symbol: str) -> Tex:
     """A unit alone."""
     if symbol == "x":
@@ -92,7 +100,13 @@ def environment(templates: Path) -> jinja2.Environment:
         undefined=jinja2.StrictUndefined,
     )
     env.filters.update(
-        bare=bare, unit=bare_unit, url=url, plain=plain, stacked=stacked, tex=lambda text: Tex(text)
+        bare=bare,
+        digits=digits,
+        unit=bare_unit,
+        url=url,
+        plain=plain,
+        stacked=stacked,
+        tex=lambda text: Tex(text),
     )
     return env
 

@@ -71,6 +71,10 @@ _OPS = {
     "decode_step": "decode step",
     "matmul": "matrix product",
 }  # fmt: skip
+FORMAT_NAMES = {
+    "fp64": "FP64", "fp32": "FP32", "fp16": "FP16", "bf16": "BF16", "fp8_e4m3": "FP8 (E4M3)",
+    "int8": "INT8", "int4": "INT4", "nf4": "NF4",
+}  # fmt: skip
 LABELS = "labels.yaml"
 _SECTIONS = ("tables", "rows", "columns", "values")
 
@@ -107,6 +111,8 @@ class Words:
             return self.labels.get("values", {}).get(value, self.platforms[value])
         if key == "op":
             return _OPS.get(value, value)
+        if key in ("dtype", "format") and value not in self.labels.get("values", {}):
+            return FORMAT_NAMES.get(value, value)
         return self._label("values", value)
 
     def _label(self, section: str, name: str) -> str:
