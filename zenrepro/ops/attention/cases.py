@@ -133,7 +133,7 @@ def decode(
 CASES: dict[Scale, tuple[Case, ...]] = {
     "smoke": (
         prefill("smoke_causal", 1, 64, 4, 32),
-        prefill("smoke_grouped", 2, 65, 4, 32, kv_heads=2, both_formats=True),
+        prefill("smoke_grouped", 2, 65, 4, 32, kv_heads=2),
         decode("smoke_decode", 2, 129, 4, 2, 32),
     ),
     "small": (
