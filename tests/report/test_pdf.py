@@ -99,6 +99,12 @@ def test_build_without_tex_still_makes_html_and_exits_with_one(
     assert (evidence.project.build / "html/index.html").is_file()
 
 
+def test_a_place_that_cannot_be_written_is_one_line(evidence: Any) -> None:
+    evidence.project.build.write_text("a file where a folder should be")
+    with pytest.raises(InputError, match="build.*cannot be read or written"):
+        report.build_from(evidence, pdf=False)
+
+
 def test_missing_template_variable_is_one_line(evidence: Any) -> None:
     folder = evidence.project.templates
     folder.mkdir(parents=True, exist_ok=True)

@@ -5,9 +5,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from zenrepro.errors import InputError
 from zenrepro.paths import Project
 from zenrepro.report.evidence import Evidence, gather
 
@@ -22,7 +25,8 @@ def render(project: Project) -> Path:
 
     Raises InputError for a missing template variable, an unknown machine, a broken file of results.
     """
-    return _render(gather(project))[0]
+    with _one_line(project):
+        return _render(gather(project))[0]
 
 
 def _render(evidence: Evidence) -> tuple[Path, dict[str, bytes], list[Figure]]:
@@ -60,6 +64,21 @@ def build(project: Project, *, pdf: bool = True, html: bool = True) -> int:
 
 def build_from(evidence: Evidence, *, pdf: bool = True, html: bool = True) -> int:
     """``build`` for evidence that is gathered already."""
+    with _one_line(evidence.project):
+        return _build(evidence, pdf, html)
+
+
+@contextmanager
+def _one_line(project: Project) -> Iterator[None]:
+    """A full or read-only disk is bad input: one line that names the place."""
+    try:
+        yield
+    except OSError as error:
+        place = error.filename or project.build
+        raise InputError(f"{place}: cannot be read or written ({error.strerror})") from None
+
+
+def _build(evidence: Evidence, pdf: bool, html: bool) -> int:
     from zenrepro.report import document
     from zenrepro.report.pdf import CompileError, compile_pdf
 
