@@ -101,7 +101,7 @@ def test_build_without_tex_still_makes_html_and_exits_with_one(
 
 def test_a_place_that_cannot_be_written_is_one_line(evidence: Any) -> None:
     evidence.project.build.write_text("a file where a folder should be")
-    with pytest.raises(InputError, match="build.*cannot be read or written"):
+    with pytest.raises(InputError, match=r"build.*cannot be read or written"):
         report.build_from(evidence, pdf=False)
 
 
