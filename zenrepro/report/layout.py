@@ -17,7 +17,7 @@ from zenrepro.report.tables import Table
 from zenrepro.report.wording import title_lines
 
 TEXT_MM = 162.0  # the width of the text, less what the estimates may be off
-AUDIT_MM = 23.0
+AUDIT_MM = 25.0
 _GAP_MM = 3.2  # between two columns
 _DIGIT_MM = 1.5  # a digit at footnote size
 _SMALLER = 0.88  # script size against footnote size
@@ -57,6 +57,9 @@ def fit(table: Table, titles: Mapping[str, str]) -> Layout:
         taken = published + bound + (measured or scale * 8) + audit + _GAP_MM * (3 + count)
         label = TEXT_MM - taken
         if label >= _NARROWEST_MM or small:
+            # Room to spare goes to the last column, whose verdicts carry several findings.
+            spare = min(10.0, max(0.0, label - 58.0))
+            label, audit = label - spare, audit + spare
             return Layout(
                 label_mm=int(max(_LEAST_MM, min(label, 70))),
                 words_mm=int(words),
