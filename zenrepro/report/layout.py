@@ -16,7 +16,7 @@ from zenrepro.report.numbers import Missing, Number
 from zenrepro.report.tables import Table
 from zenrepro.report.wording import title_lines
 
-TEXT_MM = 162.0  # the width of the text, less what the estimates may be off
+TEXT_MM = 160.0  # the width of the text, less what the estimates may be off
 AUDIT_MM = 25.0
 _GAP_MM = 3.2  # between two columns
 _DIGIT_MM = 1.5  # a digit at footnote size
