@@ -27,6 +27,8 @@ class JaxBackend(Backend):
         super().__init__(device)
         # Read when jax is first imported: without it jax takes three quarters of the GPU.
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+        # And with it, still no more than that: cases that fit the device would run out of memory.
+        os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.95")
         if self.kind == "gpu":
             nvidia.order()
         import jax

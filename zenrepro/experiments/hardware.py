@@ -57,7 +57,9 @@ def _ceiling(run: session.Session, ceiling: Ceiling) -> list[Result]:
     amount = (work.flops if ceiling.quantity == "flop_rate" else work.bytes) or 0.0
     run.backend.release()  # what the point before held
     call = ceiling.prepare(run.backend, run.seed)
-    sampled = measure.sample(run.backend, call, scale=run.scale)
+    # Ceilings are what the device sustains, not what it reaches before it is warm.
+    warmup_s = 2.0 if run.scale == "full" and run.hardware.device != "cpu" else None
+    sampled = measure.sample(run.backend, call, scale=run.scale, warmup_s=warmup_s)
     quantity = ceiling.quantity
     return [
         Result.of(
