@@ -93,7 +93,7 @@ def test_an_unknown_scale_names_the_scales(scripted: Any) -> None:
 @pytest.mark.parametrize(
     ("scale", "once_s", "samples", "warmup"),
     [
-        ("smoke", 1e-5, 3, 1), ("small", 1e-3, 15, 50), ("full", 1e-3, 50, 100),
+        ("smoke", 1e-5, 3, 1), ("small", 1e-3, 15, 50), ("full", 1e-3, 50, 250),
         ("full", 1.0, 10, 1), ("small", 2.5, 4, 0), ("small", 8.0, 1, 0), ("full", 60.0, 1, 0),
     ],
 )  # fmt: skip
