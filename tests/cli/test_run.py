@@ -133,6 +133,14 @@ def test_a_failing_cell_leaves_its_notebook_and_a_record_and_the_other_backend_r
     assert status == 0, err
     assert trial.records()["torch.notebook"].status == "ok"
 
+    # One that refuses its input leaves what was there, and says why in one line.
+    before = trial.executed.read_text()
+    refusal = "from zenrepro.errors import InputError\\nraise InputError('no such shape')"
+    trial.notebook.write_text(from_start.replace("print(len(records), 'records')", refusal))
+    status, _, err = trial.run("run", "sums", "--backend", "torch")
+    assert (status, err.splitlines()[-1]) == (2, "zenrepro: no such shape")
+    assert trial.executed.read_text() == before
+
 
 def test_two_runs_at_once_share_the_work_and_corrupt_nothing(trial: Any) -> None:
     first = trial.start("run", "sums", "--backend", "torch", SLEEP_AT="1", SLEEP="6")

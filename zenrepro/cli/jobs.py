@@ -81,7 +81,7 @@ def jobs(
                 )
             )
         if len(refusals) == len(backends):
-            raise refusals[0]
+            raise InputError("; ".join(dict.fromkeys(map(str, refusals))))
         left_out += [f"{experiment}: {refusal}" for refusal in refusals]
     return found, left_out
 

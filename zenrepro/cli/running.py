@@ -150,7 +150,6 @@ def _run_job(here: Project, job: Job, force: bool) -> bool:
 
     began, started_ns = time.monotonic(), time.time_ns()
     output = job.output(here.build)
-    stamps.stamp_path(here, job).unlink(missing_ok=True)
     events = here.local / "events" / f"{job.name}.{os.getpid()}.jsonl"
     events.parent.mkdir(parents=True, exist_ok=True)
     variables = {
@@ -174,7 +173,9 @@ def _run_job(here: Project, job: Job, force: bool) -> bool:
             died_in = point
             failures.store_death(here, watch)
             print(f"  {point}: the process died; going on without it", file=sys.stderr)
-        if running.exists():
+        # One that refused its input says nothing: what an earlier run left stays.
+        if running.exists() and not isinstance(problem, InputError):
+            stamps.stamp_path(here, job).unlink(missing_ok=True)
             running.replace(_destination(here, job, watch))
     if isinstance(problem, InputError):
         raise problem
