@@ -67,12 +67,18 @@ def measure(seeds: range, cells: int) -> Tally:
                 continue
             after = audit.run(claims.parse(changed, f"changed {seed}"), sheets)
             detected = bool(after.errors())
-            _count(tally, raw["claims"][index], constrained[name], kind, detected)
+            noted = [f.rule for f in before.findings if name in (*f.claims, *f.against)]
+            _count(tally, raw["claims"][index], constrained[name], noted, kind, detected)
     return tally
 
 
 def _count(
-    tally: Tally, cell: dict[str, object], passed: list[str], kind: str, detected: bool
+    tally: Tally,
+    cell: dict[str, object],
+    passed: list[str],
+    noted: list[str],
+    kind: str,
+    detected: bool,
 ) -> None:
     both = [rule for rule in passed if rule in TWO_SIDED]
     if "latency" in passed:
@@ -84,21 +90,26 @@ def _count(
         both = [label if rule == "latency" else rule for rule in both]
     rows = [*passed, "held from both sides" if both else "bounded or free"]
     if not both:
-        rows.append("bounded from one side" if passed else "free")
+        rows.append("bounded from one side" if passed else "left open" if noted else "free")
     for row in rows:
         tally.tried[row, kind] += 1
         tally.found[row, kind] += detected
     if not detected:
         what = f"{cell['quantity']} ({cell['metric']})"
-        why = "held by " + ", ".join(both) if both else (
-            "bounded by " + ", ".join(sorted(passed)) if passed else "free: no relation names it"
-        )  # fmt: skip
+        if both:
+            why = "held by " + ", ".join(both)
+        elif passed:
+            why = "bounded by " + ", ".join(sorted(passed))
+        elif noted:
+            why = "left open, a note before the change: " + ", ".join(sorted(set(noted)))
+        else:
+            why = "free: no relation names it"
         tally.missed[what, why] += 1
 
 
 def table(tally: Tally) -> str:
     """Detection by rule and kind of change, as Markdown."""
-    last = ["held from both sides", "bounded from one side", "free"]
+    last = ["held from both sides", "bounded from one side", "left open", "free"]
     rules = sorted({row for row, _ in tally.tried} - {*last, "bounded or free"})
     lines = [
         "| a rule that the true cell passes | " + " | ".join(MUTATIONS) + " | all |",

@@ -72,7 +72,7 @@ def swap_rows(raw: Raw, cell: Cell, rng: random.Random) -> bool:
         c
         for c in raw["claims"]
         if c is not cell
-        and all(c[key] == cell[key] for key in ("quantity", "metric", "unit"))
+        and all(c.get(key) == cell.get(key) for key in ("quantity", "metric", "unit"))
         and c.get("printed")
         and abs(c["value"] - cell["value"]) > 0.2 * abs(cell["value"])
     ]  # fmt: skip
@@ -92,7 +92,7 @@ _SLIPS = {
 
 def slip_unit(raw: Raw, cell: Cell, rng: random.Random) -> bool:
     """The unit of one cell is the neighbouring one, a thousand times apart or more."""
-    if cell["unit"] not in _SLIPS:
+    if cell.get("unit") not in _SLIPS:
         return False
     cell["unit"] = _SLIPS[cell["unit"]]
     return True
