@@ -19,6 +19,8 @@ from zenrepro.ops.gate import Verdict, judge, relative_error
 # The gate compares whole outputs of small cases; of large ones the first, the last and evenly
 # spaced batches, heads and query rows, so that the fp64 reference takes seconds.
 BATCHES, HEADS, ROWS = 2, 3, 16
+SMALL_PAIRS = 2**18  # queries x keys of all heads: compared as a whole
+SMALL_ARRAY = 2**22  # elements: copied to the host as a whole
 
 
 class Problem:
@@ -35,7 +37,7 @@ class Problem:
         self.arrays = tuple(
             backend.random(shape, dtype, seed + i) for i, shape in enumerate(shapes)
         )
-        whole = case.batch * case.heads * case.query_len * case.cache_len <= 2**18
+        whole = case.batch * case.heads * case.query_len * case.cache_len <= SMALL_PAIRS
         self.batches = picks(case.batch, case.batch if whole else BATCHES)
         self.heads = picks(case.heads, case.heads if whole else HEADS)
         self.rows = picks(case.query_len, case.query_len if whole else ROWS)
@@ -80,7 +82,7 @@ class Problem:
 
     def _near(self, array: Any) -> Any:
         """A small array on the host as a whole; a large one stays, and parts of it are copied."""
-        small = math.prod(array.shape) <= 2**22
+        small = math.prod(array.shape) <= SMALL_ARRAY
         return self.backend.numpy(array) if small else array
 
     def _part(self, array: Any, b: int, h: int) -> NDArray[np.floating]:
