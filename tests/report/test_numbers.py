@@ -78,7 +78,8 @@ def test_the_printed_interval_holds_the_interval(a: float, b: float, c: float) -
     scale = Decimal(10) ** exponent
     middle, half = Decimal(mantissa) * scale, Decimal(width) * scale
     # Half a digit of rounding of the value is all that may be lost at either end.
-    rounding = Decimal(1).scaleb(Decimal(width).as_tuple().exponent) * scale / 2
+    place = Decimal(width).adjusted() - (Decimal(width).as_tuple().digits[0] == 1)
+    rounding = Decimal(1).scaleb(place) * scale / 2
     assert middle - half - rounding <= Decimal(repr(low))
     assert middle + half + rounding >= Decimal(repr(high))
     assert len(width.replace(".", "").strip("0")) <= 2

@@ -94,10 +94,6 @@ def split(number: Number) -> tuple[str, str | None, int]:
     if width > 0:
         place = _half_width_place(width)
         width = _at(width, place, ROUND_CEILING)
-        # Rounding up may carry (0.0096 -> 0.010): one digit less is then honest enough.
-        if width.adjusted() > place + 1:
-            place += 1
-            width = _at(width, place, ROUND_CEILING)
         return _plain(_at(value, place, ROUND_HALF_EVEN)), _plain(width), exponent
     if value == value.to_integral_value() and abs(value) < 10**6 and not exponent:
         return _plain(value.to_integral_value()), None, 0
