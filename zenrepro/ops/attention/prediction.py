@@ -11,8 +11,8 @@ from zenrepro.ops.attention.cases import Case
 class Prediction(NamedTuple):
     """Least work of one call, and the least time that ceilings allow for it.
 
-    ``stored_bytes`` is what moves when the scores go through memory. Seconds are None where a
-    ceiling is not known. ``bound`` is the resource that sets ``seconds``.
+    ``stored_bytes`` is what moves when the scores go through memory; such an implementation also
+    computes the half that a causal mask hides. Seconds are None where a ceiling is not known. ``bound`` is the resource that sets ``seconds``.
     """
 
     flops: float
@@ -36,12 +36,13 @@ def predict(case: Case, dtype: str, flop_rate: float | None, bandwidth: float | 
     )
     if flop_rate is None or bandwidth is None:
         return Prediction(flops, least, stored, None, None, None)
+    whole = counts.attention_of(case.conditions(dtype) | {"causal": False}).flops or 0.0
     compute, moving = flops / flop_rate, least / bandwidth
     return Prediction(
         flops,
         least,
         stored,
         max(compute, moving),
-        max(compute, stored / bandwidth),
+        max(whole / flop_rate, stored / bandwidth),
         "compute" if compute > moving else "bandwidth",
     )
