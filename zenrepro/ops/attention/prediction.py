@@ -12,7 +12,8 @@ class Prediction(NamedTuple):
     """Least work of one call, and the least time that ceilings allow for it.
 
     ``stored_bytes`` is what moves when the scores go through memory; such an implementation also
-    computes the half that a causal mask hides. Seconds are None where a ceiling is not known. ``bound`` is the resource that sets ``seconds``.
+    computes the half that a causal mask hides. Seconds are None where a ceiling is not known.
+    ``bound`` is the resource that sets ``seconds``.
     """
 
     flops: float
