@@ -29,6 +29,8 @@ class JaxBackend(Backend):
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
         # And with it, still no more than that: cases that fit the device would run out of memory.
         os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.95")
+        # XLA tells of each failed allocation by pages of log; the exception says it in a line.
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
         if self.kind == "gpu":
             nvidia.order()
         import jax
