@@ -55,12 +55,14 @@ class _Parser(argparse.ArgumentParser):
 
 def _parser() -> argparse.ArgumentParser:
     from zenrepro.cli import claims, evidence, machine, reporting, running
+    from zenrepro.cli.arguments import project_option
 
     parser = _Parser(
         prog="zenrepro",
         description="A technical report that measures itself and audits what it claims.",
     )
     parser.add_argument("--version", action="version", version=f"zenrepro {__version__}")
+    project_option(parser, default=None)
     commands = parser.add_subparsers(
         title="commands", metavar="COMMAND", required=True, parser_class=_Parser
     )

@@ -25,15 +25,22 @@ def command(
     """Add one command with ``--project`` and, where asked, ``--json``."""
     parser: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text)
     parser.set_defaults(command=run)
+    # Without a default of its own, it does not undo one given before the command.
+    project_option(parser, default=argparse.SUPPRESS)
+    if json_too:
+        parser.add_argument("--json", action="store_true", help="print JSON")
+    return parser
+
+
+def project_option(parser: argparse.ArgumentParser, default: Any) -> None:
+    """Add ``--project``, which may stand before or after the command."""
     parser.add_argument(
         "--project",
         type=Path,
         metavar="DIR",
+        default=default,
         help="the project folder (default: found from here upwards)",
     )
-    if json_too:
-        parser.add_argument("--json", action="store_true", help="print JSON")
-    return parser
 
 
 def project(given: argparse.Namespace) -> Project:

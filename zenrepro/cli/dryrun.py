@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
+from zenrepro.cli import modules
 from zenrepro.cli.jobs import Job
+from zenrepro.errors import InputError
 from zenrepro.experiments import events, session
 from zenrepro.experiments.progress import duration
 from zenrepro.paths import Project
@@ -18,7 +20,10 @@ def dry_run(project: Project, jobs: Sequence[Job], *, force: bool) -> int:
     total_s, unknown = 0.0, 0
     for job in jobs:
         opened = session.start(job.experiment, job.given, project)
-        plan = opened.plan(opened.module.points(opened))
+        try:
+            plan = opened.plan(modules.points(opened))
+        except ValueError as error:  # two points of one identity
+            raise InputError(f"experiment {job.experiment}: {error}") from error
         todo = [(point, why) for point, why in plan if why is not None]
         print(f"{job.experiment} {job.backend}: {len(todo)} of {len(plan)} points")
         for point, why in todo:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,11 +9,12 @@ from typing import Any
 import msgspec
 
 from zenrepro import params
+from zenrepro.cli import modules
 from zenrepro.errors import InputError
 from zenrepro.experiments.session import place
 from zenrepro.hardware import Hardware
 from zenrepro.params import Parameter
-from zenrepro.paths import MARKER, Project
+from zenrepro.paths import Project
 
 
 class Choice(msgspec.Struct, frozen=True, kw_only=True):
@@ -89,25 +88,9 @@ def jobs(
 def declarations(project: Project, experiment: str) -> list[Parameter]:
     """The parameters of an experiment: its module's, which its notebook's must agree with."""
     notebook = project.notebook(experiment)
-    declared = params.of_struct(module(project, experiment).Parameters)
+    declared = params.of_struct(modules.load(project, experiment).Parameters)
     params.agree(params.read(notebook), declared, str(notebook))
     return declared
-
-
-def module(project: Project, experiment: str) -> Any:
-    """The experiment's module. Raises InputError where there is none of that name."""
-    project.notebook(experiment)
-    name = project.experiments[experiment].module
-    if str(project.root) not in sys.path:
-        sys.path.insert(0, str(project.root))
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        text = " ".join(str(error).split())
-        raise InputError(
-            f"{project.root / MARKER}: experiments.{experiment}: its module {name!r} cannot be "
-            f"imported ({text})"
-        ) from error
 
 
 def _given(declared: list[Parameter], choice: Choice, notebook: Path) -> dict[str, Any]:

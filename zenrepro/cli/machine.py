@@ -162,7 +162,7 @@ def _list(given: argparse.Namespace) -> int:
 
 def _implementations(here: Project, experiment: str) -> list[dict[str, Any]]:
     """Each implementation of the experiment's points: available when any of its points is."""
-    from zenrepro.cli import jobs
+    from zenrepro.cli import jobs, modules
     from zenrepro.experiments import session
 
     found: dict[str, dict[str, Any]] = {}
@@ -173,7 +173,7 @@ def _implementations(here: Project, experiment: str) -> list[dict[str, Any]]:
         return []
     for job in selected:
         opened = session.start(experiment, job.given, here)
-        for point in opened.module.points(opened):
+        for point in modules.points(opened):
             reason = opened.missing or (point.unavailable[1] if point.unavailable else None)
             row = found.setdefault(
                 point.implementation,
