@@ -15,12 +15,22 @@ import msgspec
 from zenrepro import conditions as conditions_module
 from zenrepro.conditions import QUANTITIES
 from zenrepro.errors import InputError
-from zenrepro.units import unit
+from zenrepro.units import UNITS, unit
 
 SCHEMA = 1
 
 # Quantities that no device can make negative.
 _NON_NEGATIVE = frozenset(QUANTITIES) - {"quality", "ratio"}
+# Quantities that rates divide by: nothing that ran took none of them.
+_POSITIVE = frozenset(("time", "latency"))
+# A unit of each dimension that a quantity may have; those left out may have several.
+_IN = {
+    "time": ("s",), "latency": ("s", "ms/token"), "throughput": ("token/s", "token/s/chip"),
+    "bandwidth": ("B/s",), "flop_rate": ("FLOP/s",), "memory": ("B",), "power": ("W",),
+    "energy_per_token": ("J/token",),
+}  # fmt: skip
+# Beyond these, sums and quotients of samples leave the range of a float.
+_SMALLEST, _LARGEST = 1e-100, 1e100
 
 
 class Status(StrEnum):
@@ -161,9 +171,15 @@ def check(record: Record, place: str) -> Record:
             f"{place}: unknown quantity {record.quantity!r}; known: {', '.join(QUANTITIES)}"
         )
     try:
-        unit(record.unit)
+        own = unit(record.unit)
     except InputError as error:
         raise InputError(f"{place}: {error}") from None
+    wanted = _IN.get(record.quantity)
+    if wanted and own.dimension not in [UNITS[symbol].dimension for symbol in wanted]:
+        raise InputError(
+            f"{place}: {record.quantity} in {record.unit!r}; wanted a unit like "
+            f"{' or '.join(wanted)}"
+        )
     has_value = record.status in (Status.OK, Status.DISTURBED)
     if has_value and not record.samples:
         raise InputError(f"{place}: status is {record.status} but there are no samples")
@@ -176,6 +192,10 @@ def check(record: Record, place: str) -> Record:
             raise InputError(f"{place}: a sample is {sample}; only finite numbers are measured")
         if sample < 0 and record.quantity in _NON_NEGATIVE:
             raise InputError(f"{place}: {record.quantity} has a negative sample {sample}")
+        if sample == 0 and record.quantity in _POSITIVE:
+            raise InputError(f"{place}: {record.quantity} has a sample of 0; nothing takes no time")
+        if sample != 0 and not _SMALLEST < abs(sample) < _LARGEST:
+            raise InputError(f"{place}: a sample is {sample}; no device measures such a number")
     typed = conditions_module.canonical(record.conditions, f"{place}, conditions")
     return msgspec.structs.replace(record, conditions=typed)
 

@@ -79,3 +79,23 @@ def test_values_that_are_no_measurement_are_one_line(whole, old, new):
 @pytest.mark.parametrize("data", [b"[" * 100_000, b'{"schema":1,"records":' + b"[" * 100_000])
 def test_brackets_without_end_are_one_line(data):
     assert "not a whole JSON file" in tried(data)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"samples": [1.0, 0.0]}, "time has a sample of 0"),
+        ({"samples": [5e-324]}, "a sample is 5e-324"),
+        ({"samples": [1e308]}, "a sample is 1e+308"),
+        ({"unit": "W"}, "time in 'W'; wanted a unit like s"),
+        ({"quantity": "latency", "unit": "B"}, "latency in 'B'; wanted a unit like s or ms/token"),
+    ],
+)
+def test_numbers_that_no_device_gives_are_refused(build, changes, said):
+    with pytest.raises(InputError, match=said.replace("+", r"\+")):
+        records.check(build(**changes), "place")
+
+
+def test_units_of_the_quantity_are_taken(build):
+    for unit, quantity in (("us", "time"), ("ms/token", "latency"), ("TOP/s", "flop_rate")):
+        records.check(build(unit=unit, quantity=quantity), "place")

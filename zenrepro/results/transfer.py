@@ -154,7 +154,11 @@ def _checked(opened: zipfile.ZipFile, archive: Path) -> Iterator[list[Record]]:
         seen.add(entry.filename.casefold())
         data = _bytes(opened, entry, place, min(left, LARGEST_FILE_BYTES))
         left -= len(data)
-        content = records.decode(data, place)
+        try:
+            content = records.decode(data, place)
+        except InputError as error:
+            told = str(error).partition("; restore it or delete it")[0]
+            raise InputError(f"{told}; mend its machine's results and export them again") from None
         if (content.machine, content.experiment) != (machine, experiment):
             raise InputError(
                 f"{place}: holds {content.experiment!r} of {content.machine!r}; its name says "
