@@ -275,6 +275,9 @@ def _check(parameter: Parameter, value: Any, place: str) -> Any:
         raise InputError(
             f"{place}: parameter {parameter.name!r} wants {parameter.wants()}, got {value!r}"
         )
+    if parameter.name == "seed" and type(value) is int and value < 0:
+        # Random generators take no negative one; every point would fail, and replace its records.
+        raise InputError(f"{place}: parameter 'seed' wants 0 or more, got {value}")
     wants_float = "float" in parameter.types and "int" not in parameter.types
     return float(value) if wants_float and type(value) is int else value
 

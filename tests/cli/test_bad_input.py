@@ -68,6 +68,7 @@ def refused(tmp_path: Path, trial: Any, monkeypatch: pytest.MonkeyPatch, capsys:
         ("run sums -p sizs=3", "unknown parameter 'sizs'; did you mean 'sizes'?"),
         ("run sums -p sizes=three", "-p sizes: wants a whole number, got 'three'"),
         ("run sums -p sizes", "wanted KEY=VALUE"),
+        ("run sums -p seed=-1", "parameter 'seed' wants 0 or more, got -1"),
         ("run sums -p backend=jax", "say --backend jax"),
         ("run sums -p scale=full --scale smoke", "differ"),
         ("run sums --project /nowhere", "no zenrepro.toml there"),
