@@ -283,3 +283,21 @@ def test_a_lock_that_is_held_too_long_is_one_line(store, build, monkeypatch):
     with held, pytest.raises(InputError, match="another process has been writing"):
         store.put([build()])
     store.put([build()])
+
+
+def test_a_full_disk_says_which_file(tmp_path, monkeypatch):
+    def full(handle):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(store_module.os, "fsync", full)
+    with pytest.raises(OSError, match="No space left") as caught:
+        store_module.write_atomically(tmp_path / "x.json", b"{}")
+    assert caught.value.filename == str(tmp_path / "x.json")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_refuses_says_which_file(tmp_path):
+    (tmp_path / "x").write_text("")
+    with pytest.raises(OSError, match="x") as caught:
+        store_module.write_atomically(tmp_path / "x" / "y.json", b"{}")
+    assert caught.value.filename == str(tmp_path / "x" / "y.json")

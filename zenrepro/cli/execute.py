@@ -59,6 +59,10 @@ def execute(
                 kernel_manager_class=ThisInterpreter,
                 shutdown_kernel="immediate",
             )
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(output)  # a full disk does not say where
+        raise
     except PapermillExecutionError as error:
         if error.ename == "InputError":
             raise InputError(error.evalue) from None
