@@ -256,3 +256,20 @@ def test_an_item_is_one_line(measured):
     assert all("\n" not in item.line() for item in items)
     several = msgspec.structs.replace(items[0], state="stale", reasons=list("abcde"))
     assert several.line().endswith(": a; b; c; and 2 more")
+
+
+@pytest.mark.parametrize(
+    ("ended", "state"),
+    [(Status.OK, FRESH), (Status.FAILED, ("stale", ["it failed before"]))],
+)
+def test_a_notebook_that_ran_through_is_not_measured_again(measured, ended, state):
+    ok = ended is Status.OK
+    noted = Record(
+        experiment="speed", quantity="count", metric="failed_cells",
+        implementation="torch.notebook", conditions={}, unit="count", status=ended,
+        kind=Kind.COUNTED, origin=Origin.OURS, machine="cpu-lab", device_class=CLASS,
+        environment=ENVIRONMENT, samples=[0.0] if ok else [], reason=None if ok else "cell 3: no",
+        parameters={"backend": "torch"},
+    )  # fmt: skip
+    Store(measured.project.results).put([noted])
+    assert states(measured)["cpu-lab", "torch.notebook"] == state

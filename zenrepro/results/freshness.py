@@ -14,7 +14,7 @@ import msgspec
 from zenrepro import params
 from zenrepro.conditions import KEYS
 from zenrepro.paths import MARKER, Project
-from zenrepro.records import DeviceClass, Environment, Record, Status
+from zenrepro.records import DeviceClass, Environment, Kind, Record, Status
 from zenrepro.results.store import Store
 from zenrepro.sources import changed
 from zenrepro.sources.files import Files
@@ -191,6 +191,8 @@ class _Now:
     def reasons(self, record: Record) -> list[str]:
         """Why a record of this machine is stale, besides its sources and data."""
         out = ["it failed before"] if record.status is Status.FAILED else []
+        if record.kind is Kind.COUNTED and not record.inputs.sources:
+            return out  # that a notebook ran through: counted by the run itself, from no source
         device = self._devices.get((record.machine, _backend(record)))
         if device is not None:
             out += compare_device(record, device.device_class, device.environment)
