@@ -160,6 +160,22 @@ def test_a_full_disk_is_one_line(refused: Command, monkeypatch: pytest.MonkeyPat
     status, line = refused("run", "sums")
     assert status == 2
     assert "build/notebooks/x.ipynb: No space left on device" in line
+    assert "free some space" in line
+
+
+def test_where_nothing_can_run_what_there_is_is_rendered(
+    trial: Any, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.setattr("zenrepro.hardware.absent", lambda backend, device: "away")
+    rendered: list[str] = []
+    monkeypatch.setattr(
+        "zenrepro.cli.reporting.up_to_date_report", lambda here: rendered.append(here.title) or 0
+    )
+    assert main(["make", "--project", str(trial.root)]) == 0
+    assert rendered == ["T"]
+    assert capsys.readouterr().err == (
+        "left out: every experiment: none of torch, jax, mlx is installed here\n"
+    )
 
 
 def test_a_reader_that_goes_away_is_no_error(trial: Any) -> None:

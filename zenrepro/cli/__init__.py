@@ -12,7 +12,8 @@ from zenrepro import __version__
 from zenrepro.errors import InputError
 
 # What a full or read-only disk says: no error of ours, so no traceback.
-_REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_REFUSED = (*_FULL, errno.EROFS, errno.EACCES, errno.EPERM)
 
 OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 
@@ -41,7 +42,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if error.errno not in _REFUSED:
             raise
         place = error.filename or "the disk"
-        print(f"zenrepro: {place}: {error.strerror}; nothing stored is lost", file=sys.stderr)
+        mend = "free some space" if error.errno in _FULL else "make it writable"
+        print(
+            f"zenrepro: {place}: {error.strerror}; nothing stored is lost; {mend} and run again",
+            file=sys.stderr,
+        )
         return BAD_INPUT
     return status
 

@@ -67,7 +67,7 @@ def _make(given: argparse.Namespace) -> int:
     for name in given.only:
         here.notebook(name)
     names = given.only or list(here.experiments)
-    jobs = _jobs(here, names, _choice(given))
+    jobs = _jobs(here, names, _choice(given)) if _any_framework() else []
     status, refused = 0, None
     try:
         status = run_jobs(here, jobs, force=False)
@@ -80,6 +80,19 @@ def _make(given: argparse.Namespace) -> int:
     if refused is not None:
         raise refused
     return status
+
+
+def _any_framework() -> bool:
+    """Whether experiments can run at all; where not, says so: what there is can be rendered."""
+    from zenrepro import hardware
+
+    if not all(hardware.absent(backend, "cpu") for backend in hardware.BACKENDS):
+        return True
+    print(
+        f"left out: every experiment: none of {', '.join(hardware.BACKENDS)} is installed here",
+        file=sys.stderr,
+    )
+    return False
 
 
 def _choice(given: argparse.Namespace, assignments: Sequence[str] = ()) -> Choice:
