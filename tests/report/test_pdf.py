@@ -120,7 +120,7 @@ def test_missing_template_variable_is_one_line(evidence: Any) -> None:
         (r"\VAR{claim('no such')}", "cites claim 'no such'"),
         (r"\VAR{figure('no such')}", "asks for figure 'no such'"),
         (r"\BLOCK{if}", "line 1"),
-        (r"\BLOCK{include 'no.tex.jinja'}", "neither in the project's templates"),
+        (r"\BLOCK{include 'no.tex.jinja'}", "report.tex.jinja, line 1: template 'no"),
         (r"\VAR{1.5}", "reached a template"),
         (r"\VAR{none}", "None reached a template"),
     ],
@@ -191,3 +191,11 @@ def test_no_template_glues_a_command_to_a_value() -> None:
 def test_no_template_uses_a_macro() -> None:
     for path in TEMPLATES:
         assert r"\BLOCK{macro" not in path.read_text(), path
+
+
+def test_a_broken_bibliography_is_named() -> None:
+    said = "I was expecting a `,' or a `}'---line 2 of file references.bib\n : \n"
+    assert pdf.first_error("no error here", said) == (
+        "BibTeX stopped at line 2 of file references.bib: I was expecting a `,' or a `}'"
+    )
+    assert pdf.first_error("! Undefined.\n", said) == "TeX stopped: Undefined."

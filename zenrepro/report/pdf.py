@@ -57,15 +57,15 @@ def compile_pdf(files: Mapping[str, bytes], main: str, target: Path, state: Path
             shutil.copyfile(log, log_copy)
         product = folder / Path(main).with_suffix(".pdf").name
         if code or not product.is_file():
-            text = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
-            raise CompileError(f"no PDF: {first_error(text)} (whole log: {log_copy})")
+            texts = [_text(log), _text(log.with_suffix(".blg"))]
+            raise CompileError(f"no PDF: {first_error(*texts)} (whole log: {log_copy})")
         product.replace(target)
     write_atomically(state, json.dumps([digest, _content(target)]).encode())
     return True
 
 
-def first_error(log: str) -> str:
-    """The first error of a TeX log in one line, with the line of the source."""
+def first_error(log: str, bibliography: str = "") -> str:
+    """The first error of a TeX log, else of BibTeX's, in one line, with the line of the source."""
     match = re.search(r"^(?:\./)?([^\s:]+:\d+: .*)$", log, re.M)
     if match:
         after = log[match.end() :].strip("\n").split("\n", 1)[0].strip()
@@ -74,7 +74,14 @@ def first_error(log: str) -> str:
     match = re.search(r"^! (.*)$", log, re.M)
     if match:
         return "TeX stopped: " + match.group(1).strip()
+    match = re.search(r"^(.*)---(line \d+ of file .*)$", bibliography, re.M)
+    if match:
+        return f"BibTeX stopped at {match.group(2).strip()}: {match.group(1).strip()}"
     return "TeX stopped without saying why"
+
+
+def _text(log: Path) -> str:
+    return log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
 
 
 def overfull(log: str, limit_pt: float = 1.0) -> list[str]:

@@ -117,7 +117,8 @@ def render(env: jinja2.Environment, name: str, /, **variables: Any) -> str:
         return env.get_template(name).render(**variables)
     except jinja2.TemplateNotFound as error:
         raise InputError(
-            f"template {error.name!r} is neither in the project's templates nor in the package's"
+            f"{_place(error, name)}: template {error.name!r} is neither in the project's templates "
+            "nor in the package's"
         ) from None
     except jinja2.TemplateSyntaxError as error:
         raise InputError(f"{error.filename or error.name}, line {error.lineno}: {error}") from None
