@@ -9,6 +9,7 @@ import pytest
 
 from zenrepro import audit, claims, specs
 from zenrepro.audit import rules
+from zenrepro.audit.engine import number
 from zenrepro.errors import InputError
 
 SHEETS = {
@@ -407,3 +408,35 @@ def test_prompt_tokens_may_be_counted_until_other_rows_tell() -> None:
     assert told.claims == ["l0"]
     # Time spent on prompts makes the throughput less, whatever the other rows say.
     assert only(run(*rows("1.000", "12.5", "15.0")), "latency").severity == "note"
+
+
+def test_a_missing_baseline_lists_only_pairs_that_the_claim_allows() -> None:
+    plain = rate("b", "1,000", implementation="plain")
+    fast = rate("a", "2,800", conditions={**ON, "batching": "continuous"})
+    other = rate("c", "2,800", conditions={**ON, "batching": "continuous", "task": "chat"})
+    claim = {"conditions": {"batching": "continuous"}, "unstated": ["baseline"]}
+    found = only(run(plain, fast, ratio("r", "speedup", "2.8", **claim)), "baseline")
+    assert "2,800 token/s / 1,000 token/s" in found.mend
+    found = only(run(plain, other, ratio("r", "speedup", "2.8", **claim)), "baseline")
+    assert "/" not in found.mend
+
+
+def test_readings_fix_what_a_ratio_may_be_relative_to() -> None:
+    rates = (
+        rate("naive", "1,000", implementation="plain"),
+        rate("tuned", "3,800", implementation="tuned"),
+        rate("best", "11,000", implementation="best"),
+    )
+    reading = {"text": "tuned", "of": ["tuned"], "baseline": "naive"}
+    claim = ratio("r", "speedup", "2.8", unstated=["baseline"], readings=[reading])
+    found = only(run(*rates, claim), "baseline")
+    assert "3,800 token/s / 1,000 token/s" in found.mend
+    assert "/ 3,800" not in found.mend  # 11,000 / 3,800 would fit, but has another baseline
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(3.0518e-5, "3.05×10⁻⁵"), (0.00912, "0.00912"), (31203, "31,200"), (4.5e15, "4.50×10¹⁵")],
+)
+def test_numbers_in_arithmetic_have_no_programmers_exponents(value: float, text: str) -> None:
+    assert number(value) == text

@@ -192,13 +192,12 @@ def baseline(view: View) -> Iterator[Item]:
             if len(hits) > 3:
                 mend += f"; and {len(hits) - 3} more"
         elif pairs:
-            mend = f"name the baseline; published numbers give {'; '.join(t for _, t in pairs[:4])}"
+            mend = f"name both numbers; published ones give {'; '.join(t for _, t in pairs[:4])}"
         else:
-            mend = "name the two numbers that it comes from"
+            mend = "name both numbers; no two that the report prints give it"
         yield Finding(
             rule="baseline", severity="note", verdict="unverifiable", claims=[name], mend=mend,
-            arithmetic=f"{readings[0].printed} ({DERIVATIONS[metrics[0]]}): the report does not "
-            "say against what",
+            arithmetic=f"{readings[0].printed}: the report leaves open which numbers it compares",
         )  # fmt: skip
 
 
@@ -220,6 +219,7 @@ def _candidates(view: View, readings: Sequence[Meaning]) -> Iterator[tuple[bool,
     """Pairs of scalar claims under the claim's conditions that might be its operands."""
     seen: set[str] = set()
     operands = [i for m in readings if _complete(m) for i in (*m.of, m.baseline) if i is not None]
+    bases = {m.baseline for m in readings if _complete(m)} - {None}
     quantities = {view.claims[i].quantity for i in operands} or set(_COMPARED)
     for meaning in readings:
         if meaning.metric in ("share", "sum", "difference"):
@@ -237,7 +237,9 @@ def _candidates(view: View, readings: Sequence[Meaning]) -> Iterator[tuple[bool,
                 continue
             if a.interval.meets(b.interval):
                 continue  # one number twice
-            if any(a.get(key) != b.get(key) for key in ("model", "platform", "op")):
+            if bases and b.claim.id not in bases:
+                continue  # the report says as much of what it is relative to
+            if not _one_step(a, b, meaning):
                 continue
             found = compute(meaning.metric, (a,), b)
             if found is None or (meaning.interval.low > 1 and found[0].high < 1):
@@ -253,3 +255,21 @@ def _covers(pool: Meaning, wanted: Meaning) -> bool:
     return pool.get("op") == wanted.get("op") and all(
         wanted.get(key) in (None, pool.get(key)) for key in ("model", "platform")
     )
+
+
+def _one_step(a: Meaning, b: Meaning, wanted: Meaning) -> bool:
+    """Whether two claims differ in nothing but what the ratio is about or leaves unstated.
+
+    The first has what the ratio states; the second may differ there.
+    """
+    for key in a.conditions.keys() | b.conditions.keys() | wanted.conditions.keys():
+        x, y = a.get(key), b.get(key)
+        if key in ("model", "platform", "op"):
+            if x != y:
+                return False
+        elif key in wanted.conditions:
+            if x != wanted.get(key):
+                return False
+        elif x != y and key not in wanted.claim.unstated:
+            return False
+    return True

@@ -319,14 +319,23 @@ def _finding(test: Check, severity: str, verdict: str, arithmetic: str, mend: st
     )  # fmt: skip
 
 
+_RAISED = str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻")
+
+
 def number(value: float) -> str:
-    """A number with four significant digits, thousands separated, as plain text."""
+    """A number with four significant digits, thousands separated, as plain text.
+
+    The very small and the very large are a mantissa and a power of ten.
+    """
     if value != value or value in (float("inf"), float("-inf")):
         return "∞" if value > 0 else "-∞"
     if value == 0:
         return "0"
+    if abs(value) >= 1e15 or abs(value) < 1e-3:
+        mantissa, _, exponent = f"{value:.2e}".partition("e")
+        return f"{mantissa}×10{str(int(exponent)).translate(_RAISED)}"
     if abs(value) >= 1000:
-        return f"{float(f'{value:.4g}'):,.0f}" if abs(value) < 1e15 else f"{value:.3g}"
+        return f"{float(f'{value:.4g}'):,.0f}"
     return f"{value:.4g}"
 
 
@@ -345,4 +354,5 @@ def quantity(value: float, symbol: str) -> str:
 def _spaced(symbol: str) -> str:
     if symbol in ("1", "count"):
         return ""
-    return {"x": "×", "%": " %"}.get(symbol, f" {symbol}")
+    named = {"x": "×", "%": " %", "Gparameter": " billion parameters"}
+    return named.get(symbol, f" {symbol}")

@@ -126,3 +126,8 @@ def _root(found: Dimension | None, name: str) -> Dimension | None:
     if any(power % 2 for power in found):
         return None
     return Dimension(*(power // 2 for power in found))
+
+
+def shown(source: str) -> str:
+    """An expression as a reader writes it: ``h · d_k / d_c`` for ``h * d_k / d_c``."""
+    return source.replace(" ** ", "^").replace("**", "^").replace("*", "·")

@@ -67,7 +67,8 @@ def _dimensions(name: str, pairs: list[tuple[Meaning, Formula]], place: str) -> 
         left, right = (expressions.dimension(side, units) for side in sides)
         holds = left is not None and left == right
         told = "terms of different dimensions are added" if None in (left, right) else "they differ"
-        arithmetic = f"dimensions of {given.left} and {given.right}: {told}"
+        left_side, right_side = (expressions.shown(side) for side in (given.left, given.right))
+        arithmetic = f"dimensions of {left_side} and {right_side}: {told}"
         outcomes.append(Outcome(holds, arithmetic, "sides of one dimension", meaning.text))
     yield Check("formula-dimension", (name,), (), outcomes)
 
@@ -89,10 +90,12 @@ def _number(name: str, pairs: list[tuple[Meaning, Formula]], place: str) -> Iter
             continue
         value = expressions.evaluate(tree, values) * m.unit.factor
         holds = math.isfinite(value) and m.interval.meets(exact(value))
-        arithmetic = f"{f.right} = {number(value / m.unit.factor)}, printed {m.printed}"
+        arithmetic = (
+            f"{expressions.shown(f.right)} = {number(value / m.unit.factor)}, printed {m.printed}"
+        )
         outcomes.append(Outcome(holds, arithmetic, number(value / m.unit.factor), m.text))
     if missing:
-        rights = " or ".join(dict.fromkeys(f.right for _, f in pairs))
+        rights = " or ".join(dict.fromkeys(expressions.shown(f.right) for _, f in pairs))
         yield Finding(
             rule="formula-value", severity="note", verdict="unverifiable", claims=[name],
             arithmetic=f"{meaning.printed} = {rights}: {', '.join(sorted(missing))} "
@@ -129,8 +132,8 @@ def _slope(view: View, name: str, given: Formula, place: str) -> Iterator[Item]:
             continue
         words = {1: "rises", -1: "falls"}
         arithmetic = (
-            f"{given.right} {words[found]} with {symbol}; the sentence says that {given.left} "
-            f"{words[sign]} with {symbol}"
+            f"{expressions.shown(given.right)} {words[found]} with {symbol}; the sentence says "
+            f"that {given.left} {words[sign]} with {symbol}"
         )
         demote = None
         if given.relation in ("<=", ">="):

@@ -66,7 +66,7 @@ def _rule(view: View, rule: str, limit_of: object) -> Iterator[Item]:
                 continue
             holds = m.interval.low <= found.rate
             mend = f"{number(found.rate)} token/s or less"
-            arithmetic = f"{found.arithmetic}, printed {m.printed}"
+            arithmetic = f"printed {m.printed}; {found.arithmetic}"
             outcomes.append(Outcome(holds, arithmetic, mend, m.text))
         if first is None:
             continue
@@ -172,8 +172,8 @@ def _memory(view: View, weights: Weights, m: Meaning) -> Limit | None:
         share += f", or {least} sequences or more run at a time"
     return Limit(
         rate,
-        f"{head} / {quantity(max(needed, 0), 'GB')} that each step must read{_why(weights)} = "
-        f"{number(rate or 0)} token/s",
+        f"{head} / {quantity(max(needed, 0), 'GB')} that each step must read = "
+        f"{number(rate or 0)} token/s at most{_why(weights)}",
         tokens * bandwidth / whole,
         f"{head} / {quantity(whole, 'GB')} of weights = "
         f"{number(tokens * bandwidth / whole)} token/s if each step reads all of them",
@@ -223,12 +223,12 @@ def _compute(view: View, weights: Weights, m: Meaning) -> Limit | None:
 def _why(weights: Weights) -> str:
     if not weights.divided or not weights.sizes:
         return ""
-    sizes = ", ".join(dict.fromkeys(m.printed for m in weights.sizes))
+    sizes = ", ".join(dict.fromkeys(m.claim.printed or m.printed for m in weights.sizes))
     tables = ""
     if any(part.read == "gather" for part in weights.parts) and weights.parameters is not None:
         most = quantity(most_lookups(weights.parameters.high), "Gparameter")
-        tables = f", tables that are only looked up taken as {most} at most"
-    return f" (the least that the sizes {sizes}, GB or GiB, leave to always-read parts{tables})"
+        tables = f"; looked-up tables taken as {most} at most"
+    return f" (sizes {sizes}, in GB or GiB, leave no less to always-read parts{tables})"
 
 
 def _times(chips: int, most: Ceiling) -> str:

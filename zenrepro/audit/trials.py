@@ -104,11 +104,12 @@ def growth(formula: Formula, quantity: str, metric: str) -> list[Outcome]:
                 expressions.evaluate(tree, twice) / expressions.evaluate(tree, point)
             )
             fits.append(abs(counted - stated) <= _SAME_ORDER)
-            told.append(f"{name} {symbol}^{counted:.2f}")
+            told.append(f"{name} as {symbol} to the {counted:.2f}")
         if all(fits):
-            return [Outcome(True, f"counted over doublings: {', '.join(told)}")]
-    arithmetic = f"counted over doublings: {', '.join(told)}; stated {formula.right}"
-    return [Outcome(False, arithmetic, "the counted growth")]
+            return [Outcome(True, f"grows, counted over doublings: {', '.join(told)}")]
+    counts = f"grows, counted over doublings: {', '.join(told)}"
+    order = expressions.shown(formula.right)
+    return [Outcome(False, f"{counts}; stated {order}", "the counted growth")]
 
 
 def tiled_softmax(formula: Formula, quantity: str, metric: str) -> list[Outcome]:
@@ -233,12 +234,12 @@ def group_quantisation(formula: Formula, quantity: str, metric: str) -> list[Out
             held[what] = held.get(what, True) and fits
             if group == 128 or what not in worst:
                 worst[what] = (
-                    f"error {what} {number(error)} σ², bound {number(bound)} σ² "
-                    f"(g = {group}, b = {bits}, Gaussian weights, best of three quantisers)"
+                    f"bound {number(bound)} σ² at g = {group} and b = {bits}, error {what} "
+                    f"{number(error)} σ² (Gaussian weights, best of three quantisers)"
                 )
     mend = (
-        "a bound that does not fall with g: no quantiser of b bits errs less than σ²/2^(2b) a "
-        "weight on Gaussian weights"
+        f"a bound that does not fall with g: no quantiser of {bits} bits errs less than "
+        f"σ²/{number(2.0 ** (2 * bits))} a weight on Gaussian weights"
     )
     return [Outcome(held[what], worst[what], mend, f"the error is {what}") for what in held]
 
