@@ -155,7 +155,7 @@ def test_unchanged_figures_are_not_drawn_again(
 def test_a_browser_opens_the_pages(edition: Path, tmp_path: Path) -> None:
     assert CHROMIUM is not None
     for name, words in (
-        ("index.html", "What the audit found first"),
+        ("index.html", "What the audit found"),
         ("notebooks/cpu-box--attention-torch.html", "Question"),
     ):
         done = subprocess.run(

@@ -185,19 +185,22 @@ def baseline(view: View) -> Iterator[Item]:
             continue
         if any(_complete(m) for m in readings) and "baseline" not in claim.unstated:
             continue
-        pairs = [*_from_readings(view, readings), *_candidates(view, readings)]
+        pairs = list(_from_readings(view, readings))
+        told = [text for _, text in pairs]
+        for fits, text in _candidates(view, readings):
+            if not any(other.startswith(text) for other in told):
+                pairs.append((fits, text))
         hits = [text for fits, text in pairs if fits]
-        if hits:
-            mend = f"it would hold for {'; '.join(hits[:3])}"
-            if len(hits) > 3:
-                mend += f"; and {len(hits) - 3} more"
-        elif pairs:
-            mend = f"name both numbers; published ones give {'; '.join(t for _, t in pairs[:4])}"
-        else:
-            mend = "name both numbers; no two that the report prints give it"
+        mend = f"it would hold for {'; '.join(hits[:3])}" if hits else "name both numbers"
+        if len(hits) > 3:
+            mend += f"; and {len(hits) - 3} more"
+        given = "; no two that it prints give it"
+        if pairs:
+            given = f"; published ones give {'; '.join(text for _, text in pairs[:4])}"
         yield Finding(
             rule="baseline", severity="note", verdict="unverifiable", claims=[name], mend=mend,
-            arithmetic=f"{readings[0].printed}: the report leaves open which numbers it compares",
+            arithmetic=f"{readings[0].printed}: the report leaves open which numbers it compares"
+            + ("" if hits else given),
         )  # fmt: skip
 
 

@@ -342,8 +342,18 @@ def number(value: float) -> str:
 def show(interval: Interval, unit: Unit) -> str:
     """An interval of base units, in ``unit``."""
     low, high = (number(end / unit.factor) for end in interval)
+    places = max(len(text.partition(".")[2]) for text in (low, high))
+    low, high = (_padded(text, places) for text in (low, high))
     span = low if low == high else f"{low} to {high}"
     return span + _spaced(unit.symbol)
+
+
+def _padded(text: str, places: int) -> str:
+    """A number with at least this many decimal places, so that both ends of a span look alike."""
+    whole, _, fraction = text.partition(".")
+    if not text.replace(".", "").lstrip("-").isdigit():  # a power of ten, thousands, infinity
+        return text
+    return f"{whole}.{fraction.ljust(places, '0')}"
 
 
 def quantity(value: float, symbol: str) -> str:

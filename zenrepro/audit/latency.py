@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator
 
@@ -130,5 +131,7 @@ def _with_prompts(view: View, name: str, others: list[str]) -> Iterator[Outcome]
 
 
 def _span(span: Interval) -> str:
-    low, high = round(span.low), round(span.high)
-    return f"{low}" if low == high else f"{number(span.low)} to {number(span.high)}"
+    low, high = math.ceil(span.low - 1e-9), math.floor(span.high + 1e-9)
+    if low > high:
+        return f"{number(span.low)} to {number(span.high)}"
+    return f"{low}" if low == high else f"{low:,} to {high:,}"

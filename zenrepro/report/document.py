@@ -55,7 +55,6 @@ class _Document:
 
     def variables(self) -> dict[str, Any]:
         evidence = self.evidence
-        counted = evidence.audit.counts()
         severities = Counter(e.finding.severity for e in evidence.findings)
         return {
             "title": evidence.project.title,
@@ -63,7 +62,7 @@ class _Document:
             "datasheets": evidence.datasheets,
             "provenance": summary.provenance(evidence),
             "titles": self.titles,
-            "audit_counts": list(counted.items()),
+            "audit_counts": summary.audit_counts(evidence),
             "measurement_counts": summary.measurement_counts(evidence),
             "top_findings": summary.top(evidence),
             "findings": summary.findings(evidence),
@@ -131,7 +130,7 @@ class _Document:
         claims = self.evidence.claims
         if name not in claims:
             raise InputError(f"a template cites claim {name!r}, which does not exist")
-        shown = tables.published_value(claims[name])
+        shown = tables.published_value(claims[name], self.evidence.words)
         sign = escape(f"{shown.relation} ") if shown.relation else ""
         if shown.high is not None:
             return Tex(f"{sign}{tex.bare(shown.value)} to {tex.finalise(shown.high)}")
@@ -185,7 +184,7 @@ class _Document:
         return [
             {
                 "words": summary.claim_in_words(claims[bound.claim], self.evidence.words).words,
-                "arithmetic": bound.arithmetic,
+                "arithmetic": self.evidence.words.prose(bound.arithmetic),
                 "assumption": bound.assumption,
             }
             for bound in self.evidence.audit.bounds

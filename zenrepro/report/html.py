@@ -127,7 +127,7 @@ def _shared(
         "title": evidence.project.title,
         "publication": evidence.publication,
         "provenance": summary.provenance(evidence),
-        "audit_counts": list(evidence.audit.counts().items()),
+        "audit_counts": summary.audit_counts(evidence),
         "measurement_counts": summary.measurement_counts(evidence),
         "claims": len(evidence.publication.claims),
         "errors": severities.count("error"),

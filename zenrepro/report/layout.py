@@ -28,11 +28,13 @@ _LEAST_MM = 20.0
 @dataclass(frozen=True)
 class Layout:
     """Widths in whole millimetres. ``words_mm``: of a published column that holds texts, else 0;
+    ``mostly_numbers``: nearly all its rows have numbers, so that it is set to the right;
     ``first_lines``: lines of text that head and first rows take; ``small``: the table is set one
     size smaller."""
 
     label_mm: int
     words_mm: int
+    mostly_numbers: bool
     audit_mm: int
     first_lines: int
     small: bool
@@ -63,6 +65,7 @@ def fit(table: Table, titles: Mapping[str, str]) -> Layout:
             return Layout(
                 label_mm=int(max(_LEAST_MM, min(label, 70))),
                 words_mm=int(words),
+                mostly_numbers=_mostly_numbers(table),
                 audit_mm=int(audit),
                 first_lines=_first_lines(table, titles),
                 small=small,
@@ -96,6 +99,11 @@ def _words_mm(table: Table) -> float:
         default=0,
     )
     return 0.0 if longest <= 10 else 24.0 if longest <= 16 else 33.0
+
+
+def _mostly_numbers(table: Table) -> bool:
+    numbers_in = sum(isinstance(line.published.value, Number) for line in table.lines)
+    return 4 * numbers_in > 3 * len(table.lines)
 
 
 def _is_text(value: Any) -> bool:

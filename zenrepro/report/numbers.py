@@ -107,8 +107,8 @@ def _require_finite(value: object) -> None:
 
 
 def _exponent(size: Decimal) -> int:
-    """Powers of ten taken out: none for 0.001 <= size < 10 million."""
-    if size == 0 or -3 <= size.adjusted() < 7:
+    """Powers of ten taken out: none for 0.001 <= size < 100 million."""
+    if size == 0 or -3 <= size.adjusted() < 8:
         return 0
     return size.adjusted()
 

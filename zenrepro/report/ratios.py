@@ -2,49 +2,120 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from zenrepro.claims import Claim
 from zenrepro.report.evidence import Evidence
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from zenrepro.audit.measurement import Measurement
+
 CAPTION = (
     "Published ratios (bars, hatched) against measured ones (points with 95 % intervals, one "
-    "marker a machine). The scale is logarithmic; the thin line marks no change."
+    "marker a machine), their values at the right. The scale is logarithmic; the thin line marks "
+    "no change."
 )
 _METRICS = frozenset(("ratio", "speedup", "reduction_factor"))
+# What rows of one table may differ in and still be compared: how the work is done.
+_OPTIMISATIONS = frozenset(
+    ("dtype", "format", "policy", "optimisations", "overlap", "batching", "draft_model", "gamma")
+)
+Row = dict[str, Any]
 
 
 def collect(evidence: Evidence) -> tuple[Any, str]:
     """(data, "") or (None, why there is nothing to draw)."""
-    rows: dict[str, dict[str, Any]] = {}
-    claims = evidence.claims
     titles = {name: evidence.machine(name).title for name in evidence.body}
-    for found in evidence.measurements:
-        claim = claims[found.claim]
-        if claim.unit != "x" or claim.metric not in _METRICS or found.machine not in titles:
-            continue
-        if found.value is None or found.value <= 0 or not isinstance(claim.value, int | float):
-            continue
-        row = rows.setdefault(
-            claim.id,
-            {"label": evidence.words.describe(claim), "published": float(claim.value), "dots": []},
-        )
-        row["dots"].append(
-            {
-                "machine": titles[found.machine],
-                "value": found.value,
-                "low": found.value if found.low is None else found.low,
-                "high": found.value if found.high is None else found.high,
-            }
-        )
+    found = {
+        (m.claim, m.machine): m
+        for m in evidence.measurements
+        if m.machine in titles and m.value is not None and m.value > 0
+    }
+    rows = [*_stated(evidence, found, titles), *_formed(evidence, found, titles)]
     if not rows:
         return None, (
             "This comparison appears as soon as a machine has measured both sides of a published "
             "ratio."
         )
-    return list(rows.values()), ""
+    return rows, ""
+
+
+_Found = Mapping[tuple[str, str], "Measurement"]
+
+
+def _stated(evidence: Evidence, found: _Found, titles: Mapping[str, str]) -> Iterator[Row]:
+    """The ratios that the report states."""
+    for claim in evidence.publication.claims:
+        if claim.unit != "x" or claim.metric not in _METRICS:
+            continue
+        if not isinstance(claim.value, int | float):
+            continue
+        dots = [
+            _dot(title, m.value, m.low, m.high)
+            for name, title in titles.items()
+            if (m := found.get((claim.id, name))) is not None and m.value is not None
+        ]
+        if dots:
+            label = evidence.words.describe(claim)
+            yield {"label": label, "published": float(claim.value), "dots": dots}
+
+
+def _formed(evidence: Evidence, found: _Found, titles: Mapping[str, str]) -> Iterator[Row]:
+    """Rates of a column against its first row, where nothing but the optimisation differs."""
+    stated = {(c.of[0], c.baseline) for c in evidence.publication.claims if len(c.of) == 1}
+    for rates in _columns(evidence):
+        base = rates[0]
+        for claim in rates[1:]:
+            if not _comparable(base, claim) or (claim.id, base.id) in stated:
+                continue
+            dots = []
+            for name, title in titles.items():
+                a, b = found.get((claim.id, name)), found.get((base.id, name))
+                if a is None or b is None or a.value is None or b.value is None:
+                    continue
+                low = (a.low or a.value) / (b.high or b.value)
+                high = (a.high or a.value) / (b.low or b.value)
+                dots.append(_dot(title, a.value / b.value, low, high))
+            if dots:
+                published = float(claim.value) / float(base.value)  # type: ignore[arg-type]
+                table = evidence.words.table(claim.where.table or "")
+                label = f"{table}: {_row(evidence, claim)} over {_row(evidence, base)}"
+                yield {"label": label, "published": published, "dots": dots}
+
+
+def _columns(evidence: Evidence) -> Iterator[list[Claim]]:
+    """The throughputs of each column of a table, in the order of its rows."""
+    columns: dict[tuple[str, str, str], list[Claim]] = {}
+    for claim in sorted(evidence.publication.claims, key=lambda c: c.where.line):
+        where = claim.where
+        if where.table is None or where.row is None or claim.quantity != "throughput":
+            continue
+        if claim.kind == "scalar" and isinstance(claim.value, int | float) and claim.value > 0:
+            key = (where.table, where.column or claim.metric, claim.unit)
+            columns.setdefault(key, []).append(claim)
+    yield from columns.values()
+
+
+def _comparable(base: Claim, claim: Claim) -> bool:
+    """Whether two rows state the same work on the same hardware."""
+    keys = (base.conditions.keys() | claim.conditions.keys()) - _OPTIMISATIONS
+    return all(base.conditions.get(key) == claim.conditions.get(key) for key in keys)
+
+
+def _row(evidence: Evidence, claim: Claim) -> str:
+    return evidence.words.row(claim.where.table or "", claim.where.row or "")
+
+
+def _dot(machine: str, value: float, low: float | None, high: float | None) -> dict[str, Any]:
+    return {
+        "machine": machine,
+        "value": value,
+        "low": value if low is None else low,
+        "high": value if high is None else high,
+    }
 
 
 def plot(rows: list[dict[str, Any]]) -> Figure:
@@ -77,6 +148,16 @@ def plot(rows: list[dict[str, Any]]) -> Figure:
                     fmt=style.MARKERS[index], color=style.GREYS[index], markersize=4,
                     capsize=2, elinewidth=0.8,
                 )  # fmt: skip
+        told = [f"{published:.3g}", *(f"{dot['value']:.3g}" for dot in row["dots"])]
+        axis.annotate(
+            ", ".join(told), (1, place), xycoords=("axes fraction", "data"), xytext=(4, 0),
+            textcoords="offset points", va="center", fontsize=8,
+        )  # fmt: skip
+    axis.annotate(
+        "published, measured", (1, 1), xycoords="axes fraction", ha="right", va="bottom",
+        xytext=(30, 2), textcoords="offset points", fontsize=7,
+    )  # fmt: skip
+    axis.set_ylim(-0.7, len(rows) - 0.3)
     axis.axvline(1, color="0", linewidth=0.5)
     axis.set_xscale("log")
     ends = [d[k] for row in rows for d in row["dots"] for k in ("low", "high") if d[k] > 0]
@@ -87,7 +168,7 @@ def plot(rows: list[dict[str, Any]]) -> Figure:
     axis.xaxis.set_minor_formatter(NullFormatter())
     axis.set_yticks(range(len(rows)))
     axis.set_yticklabels(
-        [style.plain(textwrap.shorten(row["label"], 62)) for row in reversed(rows)]
+        [style.plain("\n".join(textwrap.wrap(row["label"], 46)[:2])) for row in reversed(rows)]
     )
     axis.tick_params(axis="y", length=0)
     axis.set_xlabel("ratio")

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+# How far apart two labels of ceilings stand at least, as a share of the axis' height.
+_LABEL_SHARE = 0.07
+
 CAPTION = (
     "Roofline of each machine. Points are medians of measured kernels, hollow in decode; solid "
     "lines are ceilings measured by a copy and by matrix products, dashed ones the vendor's."
@@ -133,10 +136,14 @@ def _panel(axis: Axes, panel: dict[str, Any], names: list[str]) -> None:
             axis.plot([min(start, right), right], [rate / 1e12] * 2, line, color="0.35")
             levels.append(rate)
     shown = {**panel["stated"]["rates"], **panel["rates"]}
-    for names_of, rate in _merged(shown):
+    lowest, highest = min(levels) / 1e12 / 2.5, max(levels) / 1e12 * 2.5
+    apart = (highest / lowest) ** _LABEL_SHARE
+    below = math.inf
+    for names_of, rate in reversed(_merged(shown)):
+        below = min(rate / 1e12, below / apart)  # beside the axis, where no point lies
         axis.annotate(
-            names_of, (right, rate / 1e12), fontsize=7, ha="right", va="top", xytext=(0, -2),
-            textcoords="offset points",
+            names_of, (1, below), xycoords=("axes fraction", "data"), fontsize=7, ha="left",
+            va="center", xytext=(3, 0), textcoords="offset points",
         )  # fmt: skip
     for p in points:
         place = names.index(p["implementation"])
@@ -147,7 +154,7 @@ def _panel(axis: Axes, panel: dict[str, Any], names: list[str]) -> None:
             markerfacecolor="white" if p["phase"] == "decode" else colour,
         )  # fmt: skip
     axis.set_xlim(left, right)
-    axis.set_ylim(min(levels) / 1e12 / 2.5, max(levels) / 1e12 * 2.5)
+    axis.set_ylim(lowest, highest)
     axis.set_xlabel("FLOP/byte")
     axis.set_title(style.plain(panel["title"]))
 

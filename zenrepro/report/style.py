@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 TEXT_WIDTH_IN = 6.46  # 164 mm, the width of the text
 MARKERS = "osD^vPX*<>ph"
-GREYS = ("0.0", "0.45", "0.7", "0.25", "0.6", "0.85")
+GREYS = ("0.0", "0.4", "0.6", "0.2", "0.5", "0.7")
 _RC: dict[Any, Any] = {
     "font.family": ["cmr10", "STIXGeneral", "DejaVu Serif"],
     "mathtext.fontset": "cm",

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 from zenrepro import stats
 from zenrepro.claims import Claim
 from zenrepro.records import Record, Status
-from zenrepro.report import wording
+from zenrepro.report import tables, wording
 from zenrepro.report.evidence import (
     MEASUREMENT_VERDICTS,
     Evidence,
@@ -20,11 +21,13 @@ from zenrepro.report.evidence import (
     RecordEntry,
     identity_key,
 )
-from zenrepro.report.numbers import Missing, Number, readable
+from zenrepro.report.numbers import Missing, Number, readable, unit_text
 from zenrepro.report.wording import Words
 from zenrepro.units import convert
 
-TOP_FINDINGS = 7
+TOP_FINDINGS = 16
+# Where a report sums itself up: what it states there comes first.
+_PROMINENT = frozenset(("title", "abstract", "conclusion"))
 
 _STATUS_CODES = {
     Status.FAILED: "f",
@@ -52,16 +55,20 @@ class PrintedFinding:
     number: int
     key: str
     finding: Any
+    arithmetic: str
+    mend: str
     claims: list[ClaimInWords]
     against: list[ClaimInWords]
     subject: str
+    printed: Any  # what the report prints of the first claim
+    instead: str  # what the audit holds against it, in a phrase
 
     @property
     def lines(self) -> int:
         """How many lines it takes on paper, about: a short finding stays on one page."""
         texts = [
-            self.finding.arithmetic,
-            self.finding.mend,
+            self.arithmetic,
+            self.mend,
             " ".join(c.words for c in self.against),
         ]
         return min(10, 2 + len(self.claims) + sum(1 + len(text) // 95 for text in texts if text))
@@ -73,6 +80,7 @@ class MeasurementCounts:
 
     machine: str
     title: str
+    detail: str  # driver and days
     counts: list[int]
 
 
@@ -147,8 +155,8 @@ def claim_in_words(claim: Claim, words: Words) -> ClaimInWords:
     printed = claim.printed or ""
     if printed and claim.unit == "x":
         printed += "×"
-    elif printed and claim.unit not in ("1", "count"):
-        printed += f" {claim.unit}"
+    elif printed and unit_text(claim.unit):
+        printed += f"\u00a0{unit_text(claim.unit)}"
     return ClaimInWords(claim.id, words.describe(claim), printed, claim.where.line)
 
 
@@ -157,15 +165,29 @@ def findings(evidence: Evidence) -> list[PrintedFinding]:
     return [_finding(evidence, entry) for entry in evidence.findings]
 
 
+# What a table's column for the printed number says already, and asides.
+_OPERANDS = re.compile(r"(?:(?<= give )|(?<=; ))(?!published)[^;=]+ = ")
+_ASIDE = re.compile(r" in place of [^;]*| \([^()]*\)")
+
+
 def _finding(evidence: Evidence, entry: FindingEntry) -> PrintedFinding:
     claims = evidence.claims
     named = [claim_in_words(claims[name], evidence.words) for name in entry.finding.claims]
-    words = [f"{c.words} ({c.printed})" if c.printed else c.words for c in named[:2]]
+    words = [c.words for c in named[:2]]
     more = f" and {len(named) - 2} more" if len(named) > 2 else ""
+    prose = evidence.words.prose
+    told = entry.finding.mend if entry.finding.severity == "error" else entry.finding.arithmetic
+    if entry.finding.severity != "error":
+        told = _OPERANDS.sub("", told)
+    told = told.removeprefix(f"{named[0].printed}: ".replace("\u00a0", " "))
     return PrintedFinding(
         number=entry.number,
         key=entry.key,
         finding=entry.finding,
+        arithmetic=prose(entry.finding.arithmetic),
+        mend=prose(entry.finding.mend),
+        printed=tables.published_value(claims[entry.finding.claims[0]], evidence.words).value,
+        instead=prose(_ASIDE.sub("", told)),
         claims=named,
         against=[claim_in_words(claims[name], evidence.words) for name in entry.finding.against],
         subject="; ".join(words) + more,
@@ -173,10 +195,14 @@ def _finding(evidence: Evidence, entry: FindingEntry) -> PrintedFinding:
 
 
 def top(evidence: Evidence, limit: int = TOP_FINDINGS) -> list[PrintedFinding]:
-    """The findings for page 1: errors before notes, and no rule twice before every rule once."""
+    """The findings for page 1: errors, then what concerns abstract and conclusion, then the rest;
+    no rule twice before every rule once."""
     chosen: list[FindingEntry] = []
+    claims = evidence.claims
     errors = [e for e in evidence.findings if e.finding.severity == "error"]
-    for pool in (errors, [e for e in evidence.findings if e not in errors]):
+    notes = [e for e in evidence.findings if e.finding.severity != "error"]
+    first = [e for e in notes if claims[e.finding.claims[0]].where.part in _PROMINENT]
+    for pool in (errors, first, [e for e in notes if e not in first]):
         times = Counter[str]()
         ranked = []
         for entry in pool:
@@ -184,6 +210,35 @@ def top(evidence: Evidence, limit: int = TOP_FINDINGS) -> list[PrintedFinding]:
             times[entry.finding.rule] += 1
         chosen += [entry for _, _, entry in sorted(ranked, key=lambda item: item[:2])]
     return [_finding(evidence, e) for e in sorted(chosen[:limit], key=lambda e: e.number)]
+
+
+@dataclass(frozen=True)
+class AuditCount:
+    """How many claims have a verdict; ``part`` where the number is part of the one above."""
+
+    words: str
+    verdict: str
+    number: int
+    part: bool = False
+
+
+def audit_counts(evidence: Evidence) -> list[AuditCount]:
+    """Claims by verdict. Unverifiable ones are told apart: something that they need is not stated
+    (a finding says what), or nothing in the report and the datasheets speaks of them."""
+    out = []
+    found = {
+        name
+        for entry in evidence.findings
+        if entry.finding.verdict == "unverifiable"
+        for name in entry.finding.claims
+    }
+    for verdict, number in evidence.audit.counts().items():
+        out.append(AuditCount(verdict, verdict, number))
+        if verdict == "unverifiable":
+            lacking = sum(evidence.audit.verdicts[name] == verdict for name in found)
+            out.append(AuditCount("something is left out", verdict, lacking, True))
+            out.append(AuditCount("nothing to check against", verdict, number - lacking, True))
+    return out
 
 
 def measurement_counts(evidence: Evidence) -> list[MeasurementCounts]:
@@ -195,8 +250,14 @@ def measurement_counts(evidence: Evidence) -> list[MeasurementCounts]:
         counted = Counter[str](m.verdict for m in own)
         rest = total - sum(counted[v] for v in MEASUREMENT_VERDICTS[:-1])
         counts = [counted[v] for v in MEASUREMENT_VERDICTS[:-1]]
-        out.append(MeasurementCounts(machine.name, machine.title, [*counts, rest]))
+        out.append(MeasurementCounts(machine.name, machine.title, _when(machine), [*counts, rest]))
     return out
+
+
+def _when(machine: Machine) -> str:
+    drivers = sorted({r.environment.driver for r in machine.records if r.environment.driver})
+    days = _period(sorted(r.started for r in machine.records if r.started))
+    return ", ".join([*(f"driver {d}" for d in drivers), f"measured {days}"])
 
 
 def machines(evidence: Evidence) -> list[PrintedMachine]:
@@ -243,14 +304,30 @@ def _facts(machine: Machine) -> Iterator[tuple[str, str]]:
             packages.setdefault(package, set()).add(version)
     listed = (f"{name} {' and '.join(sorted(versions))}" for name, versions in packages.items())
     yield "Software", ", ".join(sorted(listed)) or "unknown"
-    flags = Counter(flag for record in machine.records for flag in record.flags)
-    yield "Flags", ", ".join(f"{flag} ({n} records)" for flag, n in sorted(flags.items())) or "none"
+    yield "Flags", ", ".join(_flags(machine.records)) or "none"
     commits = sorted({r.commit for r in machine.records if r.commit})
     yield "Code", ", ".join(c[:12] for c in commits) or "commit unknown (source hashes are kept)"
     statuses = Counter(str(record.status) for record in machine.records)
     yield "Records", ", ".join(f"{n} {status}" for status, n in sorted(statuses.items()))
     started = sorted(r.started for r in machine.records if r.started)
     yield "Measured", _period(started)
+
+
+_DIGITS = re.compile(r"[+-]?\d+(?:\.\d+)?")
+
+
+def _flags(records: Iterable[Record]) -> Iterator[str]:
+    """Flags that differ in their numbers alone are one, with the ranges of the numbers."""
+    alike: dict[str, list[list[str]]] = {}
+    for record in records:
+        for flag in record.flags:
+            alike.setdefault(_DIGITS.sub("\0", flag), []).append(_DIGITS.findall(flag))
+    for stem, numbers in sorted(alike.items()):
+        text = stem
+        for column in zip(*numbers, strict=True):
+            low, high = min(column, key=float), max(column, key=float)
+            text = text.replace("\0", low if low == high else f"{low} to {high}", 1)
+        yield f"{text} ({len(numbers)} {'record' if len(numbers) == 1 else 'records'})"
 
 
 def _period(started: list[str]) -> str:

@@ -114,6 +114,7 @@ class Table:
     title: str
     machines: list[str]
     groups: list[Group]
+    note: str = ""  # what a reader has to know of its measured columns
 
     @property
     def single(self) -> bool:
@@ -208,7 +209,7 @@ def build(evidence: Evidence, name: str, machines: Sequence[str] | None = None) 
                 label=words.label(claim),
                 detail=words.detail(claim) if in_text else "",
                 unit=_shared_unit(claim),
-                published=published_value(claim),
+                published=published_value(claim, words),
                 limit=_limit(claim, bounds.get(claim.id)),
                 measured=[_measured(judged.get((claim.id, m)), m, words) for m in chosen],
                 audit=evidence.audit.verdicts.get(claim.id, "unverifiable"),
@@ -217,7 +218,7 @@ def build(evidence: Evidence, name: str, machines: Sequence[str] | None = None) 
         )
     groups = [Group(label, lines) for label, lines in rows.items()]
     title = "Claims made in sentences and formulas" if in_text else words.table(name)
-    return Table(name, title, chosen, groups)
+    return Table(name, title, chosen, groups, words.note(name))
 
 
 def measured_only(table: Table) -> Table:
@@ -231,15 +232,15 @@ def measured_only(table: Table) -> Table:
         ]
         if kept:
             groups.append(Group(group.label, kept))
-    return Table(table.name, table.title, table.machines, groups)
+    return Table(table.name, table.title, table.machines, groups, table.note)
 
 
 def _shared_unit(claim: Claim) -> str:
     return "" if claim.printed is None or claim.unit in ("1", "count") else claim.unit
 
 
-def published_value(claim: Claim) -> Published:
-    """What the report prints of a claim."""
+def published_value(claim: Claim, words: Words) -> Published:
+    """What the report prints of a claim; a name that it states, in words."""
     relation = "" if claim.relation == "=" else claim.relation
     if claim.kind == "interval" and isinstance(claim.value, list):
         low, high = (Number(float(end), claim.unit, digits=_exact(end)) for end in claim.value)
@@ -254,7 +255,9 @@ def published_value(claim: Claim) -> Published:
         return Published(
             relation, Number(float(claim.value), claim.unit, digits=_exact(claim.value))
         )
-    return Published(relation, claim.value if isinstance(claim.value, str) else Missing("p"))
+    if isinstance(claim.value, str):
+        return Published(relation, words.prose(claim.value))
+    return Published(relation, Missing("p"))
 
 
 def _exact(value: float) -> str:
@@ -282,7 +285,7 @@ def _limit(claim: Claim, bound: Bound | None) -> Limit | None:
         return None
     return Limit(
         bound.relation,
-        Number(convert(bound.value, bound.unit, claim.unit), claim.unit),
+        Number(float(f"{convert(bound.value, bound.unit, claim.unit):.4g}"), claim.unit),
         bound.arithmetic,
         bound.assumption or "",
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -75,16 +76,24 @@ FORMAT_NAMES = {
     "fp64": "FP64", "fp32": "FP32", "fp16": "FP16", "bf16": "BF16", "fp8_e4m3": "FP8 (E4M3)",
     "int8": "INT8", "int4": "INT4", "nf4": "NF4",
 }  # fmt: skip
+_KEYS = {
+    "seq_len": "sequence length", "cache_len": "cache length", "dtype": "format",
+    "policy": "precision of the weights", "head_dim": "head dimension",
+}  # fmt: skip
+# Names as data write them, and the space between a number and its unit.
+_NAME = re.compile(r"(?<![\w.-])[a-z0-9]+(?:[-_][a-z0-9.]*[a-z0-9]+)*(?![\w-])")
+_BEFORE_UNIT = re.compile(r"(?<=[0-9]) (?=(?:[kMGT]?(?:B|FLOP|OP)|token|ms|W|pp|billion)\b|%)")
 LABELS = "labels.yaml"
-_SECTIONS = ("tables", "rows", "columns", "values")
+_SECTIONS = ("tables", "rows", "columns", "values", "claims", "notes")
 
 
 class Words:
     """A report's words for its own names, from ``labels.yaml`` beside its templates.
 
-    ``tables``, ``rows`` (by ``table/row`` or ``row``), ``columns`` and ``values`` (of conditions)
-    map what the claims call something to what print calls it. What is not listed is printed as it
-    is; platforms are called what their datasheets call them.
+    ``tables``, ``rows`` (by ``table/row`` or ``row``), ``columns`` (likewise) and ``values`` (of
+    conditions) map what the claims call something to what print calls it; ``claims`` says by id
+    what a claim states, where quantity and metric say too little; ``notes`` stand below tables.
+    What is not listed is printed as it is; platforms are called what their datasheets call them.
     """
 
     def __init__(self, labels: Mapping[str, Mapping[str, str]], platforms: Mapping[str, str]):
@@ -94,12 +103,27 @@ class Words:
     def table(self, name: str) -> str:
         return self._label("tables", name)
 
+    def note(self, table: str) -> str:
+        """What stands below a table; nothing where the project says nothing."""
+        return self.labels.get("notes", {}).get(table, "")
+
     def row(self, table: str, row: str) -> str:
         rows = self.labels.get("rows", {})
         return rows.get(f"{table}/{row}", rows.get(row, row))
 
-    def column(self, name: str) -> str:
-        return self._label("columns", name)
+    def column(self, table: str, name: str) -> str:
+        columns = self.labels.get("columns", {})
+        return columns.get(f"{table}/{name}", columns.get(name, name))
+
+    def prose(self, text: str) -> str:
+        """A line of the audit's arithmetic with names in words, and numbers kept to their units."""
+        named = _NAME.sub(lambda found: self._named(found[0]), text)
+        return _BEFORE_UNIT.sub("\u00a0", named)
+
+    def _named(self, name: str) -> str:
+        values = self.labels.get("values", {})
+        known = values.get(name) or self.platforms.get(name)
+        return known or _OPS.get(name) or FORMAT_NAMES.get(name) or _KEYS.get(name, name)
 
     def value(self, key: str, value: Any) -> str:
         """One value of a condition."""
@@ -148,7 +172,8 @@ class Words:
             what = self.label(claim)
             return f"{self.table(where.table)}: {row + ', ' if row else ''}{what}"
         phrase = self.conditions(claim.conditions)
-        what = quantity(claim.quantity, claim.metric)
+        what = self.label(claim)
+        what = f"{place(claim)}: {what[:1].lower() + what[1:] if what[1:2].islower() else what}"
         return f"{what} ({phrase})" if phrase else what
 
     def detail(self, claim: Claim) -> str:
@@ -158,8 +183,11 @@ class Words:
 
     def label(self, claim: Claim) -> str:
         """What a claim states of its row: the column, or the quantity where that says more."""
+        named = self.labels.get("claims", {}).get(claim.id)
+        if named is not None:
+            return named
         if claim.where.column and claim.quantity != "spec":
-            return self.column(claim.where.column)
+            return self.column(claim.where.table or "", claim.where.column)
         words = quantity(claim.quantity, claim.metric)
         return words[:1].upper() + words[1:]
 
