@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -199,3 +200,12 @@ def test_a_broken_bibliography_is_named() -> None:
         "BibTeX stopped at line 2 of file references.bib: I was expecting a `,' or a `}'"
     )
     assert pdf.first_error("! Undefined.\n", said) == "TeX stopped: Undefined."
+
+
+def test_what_a_killed_compiler_left_goes_and_a_living_ones_stays(tmp_path: Path) -> None:
+    for name in (".tex-killed", ".tex-living"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "report.tex").write_text("x")
+    os.utime(tmp_path / ".tex-killed", (0, 0))
+    pdf.clear_leftovers(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [".tex-living"]

@@ -5,6 +5,7 @@ The inputs of the last PDF are remembered, so that an unchanged report is not co
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -12,6 +13,7 @@ import re
 import shutil
 import subprocess
 import tempfile
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -25,6 +27,7 @@ INSTALL = (
 )
 _EPOCH = "0"  # a PDF says nothing of when it was compiled
 _TIMEOUT_S = 300
+_SCRATCH = ".tex-"
 
 
 class CompileError(Exception):
@@ -45,7 +48,8 @@ def compile_pdf(files: Mapping[str, bytes], main: str, target: Path, state: Path
             raise CompileError(f"no PDF: {program} is not installed; {INSTALL}")
     target.parent.mkdir(parents=True, exist_ok=True)
     log_copy = target.with_suffix(".log")
-    with tempfile.TemporaryDirectory(prefix=".tex-", dir=target.parent) as name:
+    clear_leftovers(target.parent)
+    with tempfile.TemporaryDirectory(prefix=_SCRATCH, dir=target.parent) as name:
         folder = Path(name)
         for relative, content in files.items():
             path = folder / relative
@@ -62,6 +66,14 @@ def compile_pdf(files: Mapping[str, bytes], main: str, target: Path, state: Path
         product.replace(target)
     write_atomically(state, json.dumps([digest, _content(target)]).encode())
     return True
+
+
+def clear_leftovers(folder: Path) -> None:
+    """Remove the temporary folders of compilers that were killed: none works this long."""
+    for left in folder.glob(f"{_SCRATCH}*"):
+        with contextlib.suppress(OSError):  # another process may have been faster
+            if time.time() - left.stat().st_mtime > 2 * _TIMEOUT_S:
+                shutil.rmtree(left, ignore_errors=True)
 
 
 def first_error(log: str, bibliography: str = "") -> str:
