@@ -50,6 +50,13 @@ def test_a_damaged_file_names_itself(project: paths.Project) -> None:
         machine.label(project)
 
 
+def test_a_file_of_bytes_names_itself(project: paths.Project) -> None:
+    project.local.mkdir(exist_ok=True)
+    (project.local / "machine").write_bytes(b"\xff\xfe")
+    with pytest.raises(InputError, match=r"machine: holds no text"):
+        machine.label(project)
+
+
 def test_a_folder_that_cannot_be_written_names_the_mend(project: paths.Project) -> None:
     project.local.write_text("a file where the folder should be")
     with pytest.raises(InputError, match="set ZENREPRO_MACHINE"):

@@ -31,6 +31,10 @@ def label(project: Project | None) -> str:
         return _checked(path.read_text(encoding="utf-8").strip(), str(path))
     except FileNotFoundError:
         pass
+    except UnicodeDecodeError:
+        raise InputError(
+            f"{path}: holds no text; write this machine's label into it, or set {VARIABLE}"
+        ) from None
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); set {VARIABLE}") from None
     try:
