@@ -104,3 +104,8 @@ def test_only_web_addresses_are_links(address: str) -> None:
 def test_addresses_compile(compile_tex: CompileTex) -> None:
     addresses = ["https://a.b/c_d%20e?f=g&h#i~j", "http://x.y/{z}\\w^v$u", "https://é.example/文"]
     compile_tex("\n\n".join(rf"\href{{{url(a)}}}{{x}}" for a in addresses))
+
+
+def test_numbers_and_their_units_are_not_broken() -> None:
+    assert escape("(24,100\u00a0token/s)") == "(24,100~token/s)"
+    assert "allowbreak" not in escape("123,456,789.12345")[:12]

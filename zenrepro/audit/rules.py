@@ -40,5 +40,18 @@ RULES: tuple[tuple[str, Rule], ...] = (
     ("formula", formulas.formula),
 )
 
+
+def explained() -> list[tuple[str, str]]:
+    """Every rule's name and the sentence that says what it holds claims to."""
+    out = []
+    for name, rule in RULES:
+        first = (rule.__doc__ or "").split("\n\n")[0]
+        words = " ".join(first.split())
+        for written, shown in ((" x ", " × "), ("<=", "≤"), (">=", "≥")):
+            words = words.replace(written, shown)
+        out.append((name, words))
+    return out
+
+
 # Rules that nearly every number passes: they find faults, but passing them shows nothing.
 WEAK = frozenset({"range"})

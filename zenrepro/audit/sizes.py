@@ -151,7 +151,7 @@ def capacity(view: View) -> Iterator[Item]:
             chips = view.chips(m)
             limit = most.value * GIBI * chips
             count = f"{chips} × " if chips > 1 else ""
-            arithmetic = f"{quantity(needed, 'GB')} in {count}{most.source}"
+            arithmetic = f"{quantity(needed, 'GB')} to hold, {count}{most.source} to hold it"
             holds = needed <= limit
             devices = -int(-needed // (most.value * GIBI))
             mend = f"{devices} devices or more"

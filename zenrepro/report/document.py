@@ -10,6 +10,7 @@ from typing import Any
 
 import jinja2
 
+from zenrepro.audit import rules
 from zenrepro.errors import InputError
 from zenrepro.report import layout, summary, tables, tex
 from zenrepro.report.escape import Tex, escape
@@ -73,6 +74,7 @@ class _Document:
                 for m in evidence.machines
             ],
             "other_tables": self._other_tables(),
+            "rules": rules.explained(),
             "assumed_bounds": self._assumed_bounds(),
             "figures": list(self.figures.values()),
             "drawn": {name: bool(figure.file) for name, figure in self.figures.items()},

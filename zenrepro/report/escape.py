@@ -116,7 +116,8 @@ def escape(text: str) -> Tex:
     if isinstance(text, Tex):
         return text
     words = re.split(r"[ \t\r\n]+", unicodedata.normalize("NFC", text))
-    return Tex(" ".join(_word(word) for word in words))
+    # What a hard space joins breaks in its own places alone.
+    return Tex(" ".join("~".join(_word(part) for part in word.split("\u00a0")) for word in words))
 
 
 def _word(word: str) -> str:
@@ -128,7 +129,9 @@ def _word(word: str) -> str:
         piece, previous = _character(character), word[index - 1] if index else ""
         # Letters alone are left to hyphenation up to a length that no English word has.
         plain = word.isalpha() and word.isascii() and len(word) <= 24
-        if long and not plain and run and (previous in _BREAK_AFTER or run >= _RUN):
+        number = previous in ",." and character.isdigit() and word[index - 2 : index - 1].isdigit()
+        fits = previous in _BREAK_AFTER and not number
+        if long and not plain and run and (fits or run >= _RUN):
             pieces.append(r"\allowbreak{}")
             run = 0
         elif character in _LIGATURES and previous in _LIGATURES:

@@ -76,6 +76,11 @@ FORMAT_NAMES = {
     "fp64": "FP64", "fp32": "FP32", "fp16": "FP16", "bf16": "BF16", "fp8_e4m3": "FP8 (E4M3)",
     "int8": "INT8", "int4": "INT4", "nf4": "NF4",
 }  # fmt: skip
+# One of what several of which are a plural.
+_COUNTED = {
+    "chips": "chip", "heads": "head", "kv_heads": "KV head", "tokens": "token",
+    "experts": "expert",
+}  # fmt: skip
 _KEYS = {
     "seq_len": "sequence length", "cache_len": "cache length", "dtype": "format",
     "policy": "precision of the weights", "head_dim": "head dimension",
@@ -157,8 +162,8 @@ class Words:
             elif isinstance(value, list | tuple):
                 joined = " + ".join(self.value(key, v) for v in value)
                 parts.append(joined or f"no {key}")
-            elif key == "chips" and value == 1:
-                parts.append("1 chip")
+            elif value == 1 and key in _COUNTED:
+                parts.append(f"1 {_COUNTED[key]}")
             else:
                 phrase = _PHRASES.get(key, key.replace("_", " ") + " {}")
                 parts.append(phrase.format(self.value(key, value)))
