@@ -221,7 +221,7 @@ def _measurements(records: list[Record]) -> list[Any]:
         base: dict[str, Any] = {
             "claim": claim, "machine": machine, "verdict": verdict, "reason": None,
             "value": None, "low": None, "high": None, "unit": None, "ratio": None,
-            "record": None, "relaxed": {},
+            "record": None, "relaxed": {}, "n": None,
             "across": False, "reading": None, "against": (),
         }  # fmt: skip
         return SimpleNamespace(**{**base, **given})

@@ -76,9 +76,9 @@ def datasheet(view: View) -> Iterator[Item]:
     for name in view.having("spec", "existence"):
         sheet = view.datasheets.get(view.readings[name][0].get("platform") or "")
         if sheet is not None:
-            near = ", ".join(s.name for s in sheets(view, sheet.platform) if s.exists)
+            near = " or ".join(s.name for s in sheets(view, sheet.platform) if s.exists)
             arithmetic = f"{sheet.vendor} sells no {sheet.name}"
-            mend = f"one of {near} may be meant" if near else "name a product"
+            mend = f"name a product that exists: {near} may be meant" if near else "name a product"
             yield Check("datasheet", (name,), (), [Outcome(sheet.exists, arithmetic, mend)])
 
 

@@ -47,6 +47,12 @@ def compute_roofline(view: View) -> Iterator[Item]:
     yield from _rule(view, "compute-roofline", _compute)
 
 
+_FROM = {
+    "memory-roofline": "from the bytes that each step must read",
+    "compute-roofline": "from the arithmetic of each token",
+}
+
+
 def _rule(view: View, rule: str, limit_of: object) -> Iterator[Item]:
     for name in view.having("throughput", "rate"):
         outcomes: list[Outcome] = []
@@ -65,7 +71,7 @@ def _rule(view: View, rule: str, limit_of: object) -> Iterator[Item]:
                 outcomes.append(Outcome(None, reading=m.text))
                 continue
             holds = m.interval.low <= found.rate
-            mend = f"{number(found.rate)} token/s or less"
+            mend = f"{number(found.rate)} token/s or less, {_FROM[rule]}"
             arithmetic = f"printed {m.printed}; {found.arithmetic}"
             outcomes.append(Outcome(holds, arithmetic, mend, m.text))
         if first is None:

@@ -12,7 +12,7 @@ import jinja2
 
 from zenrepro.audit import rules
 from zenrepro.errors import InputError
-from zenrepro.report import layout, summary, tables, tex
+from zenrepro.report import layout, opening, summary, tables, tex
 from zenrepro.report.escape import Tex, escape
 from zenrepro.report.evidence import BODY_MACHINES, Evidence
 from zenrepro.report.figures import Figure
@@ -61,11 +61,11 @@ class _Document:
             "title": evidence.project.title,
             "publication": evidence.publication,
             "datasheets": evidence.datasheets,
-            "provenance": summary.provenance(evidence),
+            "provenance": opening.provenance(evidence),
             "titles": self.titles,
-            "audit_counts": summary.audit_counts(evidence),
-            "measurement_counts": summary.measurement_counts(evidence),
-            "top_findings": summary.top(evidence),
+            "audit_counts": opening.audit_counts(evidence),
+            "measurement_counts": opening.measurement_counts(evidence),
+            "top_findings": opening.top(evidence),
             "findings": summary.findings(evidence),
             "machines": summary.machines(evidence),
             "record_groups": self._record_groups(),

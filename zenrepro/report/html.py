@@ -11,7 +11,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from zenrepro.report import notebooks, numbers, summary, tables
+from zenrepro.report import notebooks, numbers, opening, summary, tables
 from zenrepro.report.evidence import Evidence
 from zenrepro.report.figures import Figure
 from zenrepro.report.formulas import Formatted
@@ -126,13 +126,13 @@ def _shared(
     return {
         "title": evidence.project.title,
         "publication": evidence.publication,
-        "provenance": summary.provenance(evidence),
-        "audit_counts": summary.audit_counts(evidence),
-        "measurement_counts": summary.measurement_counts(evidence),
+        "provenance": opening.provenance(evidence),
+        "audit_counts": opening.audit_counts(evidence),
+        "measurement_counts": opening.measurement_counts(evidence),
         "claims": len(evidence.publication.claims),
         "errors": severities.count("error"),
         "notes": severities.count("note"),
-        "top_findings": summary.top(evidence),
+        "top_findings": opening.top(evidence),
         "findings": summary.findings(evidence),
         "machines": summary.machines(evidence),
         "titles": {m.name: m.title for m in evidence.machines},

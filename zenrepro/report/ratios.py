@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from zenrepro import stats
 from zenrepro.claims import Claim
 from zenrepro.report.evidence import Evidence
 
@@ -76,9 +77,9 @@ def _formed(evidence: Evidence, found: _Found, titles: Mapping[str, str]) -> Ite
                 a, b = found.get((claim.id, name)), found.get((base.id, name))
                 if a is None or b is None or a.value is None or b.value is None:
                     continue
-                low = (a.low or a.value) / (b.high or b.value)
-                high = (a.high or a.value) / (b.low or b.value)
-                dots.append(_dot(title, a.value / b.value, low, high))
+                shared = stats.ratio(_summary(a), _summary(b))
+                if shared is not None:
+                    dots.append(_dot(title, shared.value, shared.low, shared.high))
             if dots:
                 published = float(claim.value) / float(base.value)  # type: ignore[arg-type]
                 table = evidence.words.table(claim.where.table or "")
@@ -107,6 +108,12 @@ def _comparable(base: Claim, claim: Claim) -> bool:
 
 def _row(evidence: Evidence, claim: Claim) -> str:
     return evidence.words.row(claim.where.table or "", claim.where.row or "")
+
+
+def _summary(found: Measurement) -> stats.Summary:
+    value = found.value or 0.0
+    low, high = (value if end is None else end for end in (found.low, found.high))
+    return stats.Summary(value, low, high, found.n or 1)
 
 
 def _dot(machine: str, value: float, low: float | None, high: float | None) -> dict[str, Any]:

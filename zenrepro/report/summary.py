@@ -1,4 +1,4 @@
-"""Page 1 and the appendices: counts of verdicts, the first findings, machines, records."""
+"""The appendices: findings, machines, comparisons and records, summarised for print."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from zenrepro.claims import Claim
 from zenrepro.records import Record, Status
 from zenrepro.report import tables, wording
 from zenrepro.report.evidence import (
-    MEASUREMENT_VERDICTS,
     Evidence,
     FindingEntry,
     Machine,
@@ -24,10 +23,6 @@ from zenrepro.report.evidence import (
 from zenrepro.report.numbers import Missing, Number, readable, unit_text
 from zenrepro.report.wording import Words
 from zenrepro.units import convert
-
-TOP_FINDINGS = 16
-# Where a report sums itself up: what it states there comes first.
-_PROMINENT = frozenset(("title", "abstract", "conclusion"))
 
 _STATUS_CODES = {
     Status.FAILED: "f",
@@ -72,16 +67,6 @@ class PrintedFinding:
             " ".join(c.words for c in self.against),
         ]
         return min(10, 2 + len(self.claims) + sum(1 + len(text) // 95 for text in texts if text))
-
-
-@dataclass(frozen=True)
-class MeasurementCounts:
-    """How many claims have each verdict on one machine, in the order of MEASUREMENT_VERDICTS."""
-
-    machine: str
-    title: str
-    detail: str  # driver and days
-    counts: list[int]
 
 
 @dataclass(frozen=True)
@@ -162,7 +147,7 @@ def claim_in_words(claim: Claim, words: Words) -> ClaimInWords:
 
 def findings(evidence: Evidence) -> list[PrintedFinding]:
     """All findings, in print order."""
-    return [_finding(evidence, entry) for entry in evidence.findings]
+    return [printed_finding(evidence, entry) for entry in evidence.findings]
 
 
 # What a table's column for the printed number says already, and asides.
@@ -170,7 +155,8 @@ _OPERANDS = re.compile(r"(?:(?<= give )|(?<=; ))(?!published)[^;=]+ = ")
 _ASIDE = re.compile(r" in place of [^;]*| \([^()]*\)")
 
 
-def _finding(evidence: Evidence, entry: FindingEntry) -> PrintedFinding:
+def printed_finding(evidence: Evidence, entry: FindingEntry) -> PrintedFinding:
+    """One finding, its claims and names in words."""
     claims = evidence.claims
     named = [claim_in_words(claims[name], evidence.words) for name in entry.finding.claims]
     words = [c.words for c in named[:2]]
@@ -192,72 +178,6 @@ def _finding(evidence: Evidence, entry: FindingEntry) -> PrintedFinding:
         against=[claim_in_words(claims[name], evidence.words) for name in entry.finding.against],
         subject="; ".join(words) + more,
     )
-
-
-def top(evidence: Evidence, limit: int = TOP_FINDINGS) -> list[PrintedFinding]:
-    """The findings for page 1: errors, then what concerns abstract and conclusion, then the rest;
-    no rule twice before every rule once."""
-    chosen: list[FindingEntry] = []
-    claims = evidence.claims
-    errors = [e for e in evidence.findings if e.finding.severity == "error"]
-    notes = [e for e in evidence.findings if e.finding.severity != "error"]
-    first = [e for e in notes if claims[e.finding.claims[0]].where.part in _PROMINENT]
-    for pool in (errors, first, [e for e in notes if e not in first]):
-        times = Counter[str]()
-        ranked = []
-        for entry in pool:
-            ranked.append((times[entry.finding.rule], entry.number, entry))
-            times[entry.finding.rule] += 1
-        chosen += [entry for _, _, entry in sorted(ranked, key=lambda item: item[:2])]
-    return [_finding(evidence, e) for e in sorted(chosen[:limit], key=lambda e: e.number)]
-
-
-@dataclass(frozen=True)
-class AuditCount:
-    """How many claims have a verdict; ``part`` where the number is part of the one above."""
-
-    words: str
-    verdict: str
-    number: int
-    part: bool = False
-
-
-def audit_counts(evidence: Evidence) -> list[AuditCount]:
-    """Claims by verdict. Unverifiable ones are told apart: something that they need is not stated
-    (a finding says what), or nothing in the report and the datasheets speaks of them."""
-    out = []
-    found = {
-        name
-        for entry in evidence.findings
-        if entry.finding.verdict == "unverifiable"
-        for name in entry.finding.claims
-    }
-    for verdict, number in evidence.audit.counts().items():
-        out.append(AuditCount(verdict, verdict, number))
-        if verdict == "unverifiable":
-            lacking = sum(evidence.audit.verdicts[name] == verdict for name in found)
-            out.append(AuditCount("something is left out", verdict, lacking, True))
-            out.append(AuditCount("nothing to check against", verdict, number - lacking, True))
-    return out
-
-
-def measurement_counts(evidence: Evidence) -> list[MeasurementCounts]:
-    """Per machine, claims by measurement verdict; claims without a verdict count as not run."""
-    total = len(evidence.publication.claims)
-    out = []
-    for machine in evidence.machines:
-        own = [m for m in evidence.measurements if m.machine == machine.name]
-        counted = Counter[str](m.verdict for m in own)
-        rest = total - sum(counted[v] for v in MEASUREMENT_VERDICTS[:-1])
-        counts = [counted[v] for v in MEASUREMENT_VERDICTS[:-1]]
-        out.append(MeasurementCounts(machine.name, machine.title, _when(machine), [*counts, rest]))
-    return out
-
-
-def _when(machine: Machine) -> str:
-    drivers = sorted({r.environment.driver for r in machine.records if r.environment.driver})
-    days = _period(sorted(r.started for r in machine.records if r.started))
-    return ", ".join([*(f"driver {d}" for d in drivers), f"measured {days}"])
 
 
 def machines(evidence: Evidence) -> list[PrintedMachine]:
@@ -310,7 +230,7 @@ def _facts(machine: Machine) -> Iterator[tuple[str, str]]:
     statuses = Counter(str(record.status) for record in machine.records)
     yield "Records", ", ".join(f"{n} {status}" for status, n in sorted(statuses.items()))
     started = sorted(r.started for r in machine.records if r.started)
-    yield "Measured", _period(started)
+    yield "Measured", period(started)
 
 
 _DIGITS = re.compile(r"[+-]?\d+(?:\.\d+)?")
@@ -330,7 +250,8 @@ def _flags(records: Iterable[Record]) -> Iterator[str]:
         yield f"{text} ({len(numbers)} {'record' if len(numbers) == 1 else 'records'})"
 
 
-def _period(started: list[str]) -> str:
+def period(started: list[str]) -> str:
+    """The days of these times, first to last."""
     if not started:
         return "unknown"
     first, last = started[0][:10], started[-1][:10]
@@ -351,18 +272,6 @@ def _range(values: list[float | None], unit: str) -> str:
         return "unknown"
     low, high = min(known), max(known)
     return f"{low:.4g} {unit}" if low == high else f"{low:.4g} to {high:.4g} {unit}"
-
-
-def provenance(evidence: Evidence) -> str:
-    """One line: how many records, from how many machines, of which days."""
-    records = [entry.record for entry in evidence.records]
-    if not records:
-        return "No records yet: the audit alone"
-    machines_word = "machine" if len(evidence.machines) == 1 else "machines"
-    return (
-        f"{len(records):,} records from {len(evidence.machines)} {machines_word}, measured "
-        f"{_period(sorted(r.started for r in records if r.started))}"
-    )
 
 
 @dataclass(frozen=True)
