@@ -168,3 +168,8 @@ def test_a_browser_opens_the_pages(edition: Path, tmp_path: Path) -> None:
         dom = done.stdout.decode()
         assert words in dom
         assert "style.css" in dom
+
+
+def test_table_styles_do_not_reach_highlighted_code() -> None:
+    style = (Path(html.__file__).parent / "templates/html/style.css").read_text()
+    assert not re.search(r"^\s*\.n\b", style, re.M)  # Pygments calls every name "n"
