@@ -13,10 +13,12 @@ from zenrepro.audit.engine import (
     agreement,
     leaves_open,
     quantity,
+    show,
 )  # fmt: skip
 from zenrepro.audit.intervals import divide, exact, hull
 from zenrepro.audit.platforms import figure
 from zenrepro.printed import Interval
+from zenrepro.units import UNITS
 
 # Power is stated of the machine, so what the tokens are about does not matter to the match.
 _CONFIGURATION = frozenset({"implementation"})
@@ -133,11 +135,11 @@ def draw(view: View) -> Iterator[Item]:
 
 
 def _tokens(span: Interval) -> str:
-    return f"{quantity(span.low, '1')} to {quantity(span.high, '1')} token/J"
+    return show(span, UNITS["token/J"])
 
 
 def _watts(span: Interval) -> str:
-    return f"{quantity(span.low, '1')} to {quantity(span.high, '1')} W"
+    return show(span, UNITS["W"])
 
 
 def _texts(*meanings: Meaning) -> str:
