@@ -135,7 +135,9 @@ def shared_number(view: View) -> Iterator[Item]:
             ]  # fmt: skip
             if not differing:
                 continue
-            what = "; ".join(f"{k} {_plain(a.get(k))} and {_plain(b.get(k))}" for k in differing)
+            what = "; ".join(
+                f"{k} {_plain(a.get(k))} against {_plain(b.get(k))}" for k in differing
+            )
             yield Finding(
                 rule="shared-number", severity="note", verdict="note",
                 claims=[a.claim.id, b.claim.id],
