@@ -170,8 +170,8 @@ def _memory(view: View, weights: Weights, m: Meaning) -> Limit | None:
     rate = tokens * bandwidth / needed if needed > 0 else None
     allowed = bandwidth * tokens / m.interval.low if m.interval.low > 0 else whole
     share = (
-        f"at most {quantity(allowed, 'GB')} of the {quantity(whole, 'GB')} ({100 * (allowed / whole):.1f} %) "
-        "is read at each step"
+        f"at most {quantity(allowed, 'GB')} of the {quantity(whole, 'GB')} "
+        f"({100 * allowed / whole:.1f} %) is read at each step"
     )
     if m.get("batch") is None:
         least = -int(-whole // (bandwidth / m.interval.low)) if m.interval.low > 0 else 1
@@ -221,7 +221,7 @@ def _compute(view: View, weights: Weights, m: Meaning) -> Limit | None:
         peak / (2 * every),
         f"{head} / (2 × {quantity(every, 'Gparameter')}) = "
         f"{number(peak / (2 * every))} token/s if every weight takes part",
-        f"at most {100 * (share):.1f} % of the parameters are active",
+        f"at most {100 * share:.1f} % of the parameters are active",
         tuple(dict.fromkeys(count.claim.id for count in weights.counts)),
     )
 
