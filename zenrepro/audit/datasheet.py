@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from zenrepro.audit.engine import Check, Item, Meaning, Outcome, View, quantity
 from zenrepro.audit.intervals import exact
 from zenrepro.audit.platforms import sheets
-from zenrepro.audit.verdicts import Finding
+from zenrepro.audit.verdicts import Bound, Finding
 from zenrepro.audit.weights import GIBI
 from zenrepro.specs import Datasheet, Figure
 from zenrepro.units import UNITS
@@ -34,8 +34,9 @@ def datasheet(view: View) -> Iterator[Item]:
 
     A FLOP rate may be the dense or the sparse one of its format; of a memory, GB may mean GiB. A
     platform that no vendor sells is an error of the claim that names it, and leaves its other
-    figures unverifiable, as does a figure that the vendor does not state. Silent about platforms
-    without a datasheet and about numbers of a model's run.
+    figures unverifiable, as does a figure that the vendor does not state. The vendor's figure is
+    the claim's bound. Silent about platforms without a datasheet and about numbers of a model's
+    run.
     """
     for pair in FIGURES:
         for name in view.having(*pair):
@@ -57,6 +58,12 @@ def datasheet(view: View) -> Iterator[Item]:
                 )  # fmt: skip
                 continue
             yield Check("datasheet", (name,), (), list(_outcomes(sheet, figures, readings)))
+            stated = figures[0].value * UNITS[figures[0].unit].factor
+            yield Bound(
+                claim=name, value=stated / first.unit.factor, unit=first.unit.symbol, relation="≤",
+                arithmetic=f"{sheet.vendor} states {quantity(stated, first.unit.symbol)}",
+                rule="datasheet",
+            )  # fmt: skip
     for metric in TEXTS:
         for name in view.having("spec", metric):
             first = view.readings[name][0]
