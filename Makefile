@@ -45,6 +45,7 @@ help:
 	@echo "make clean    remove build products; never results, never .venv"
 	@echo
 	@echo "variables: BACKEND=torch|jax|mlx DEVICE=cuda:1 SCALE=smoke|small|full ONLY=EXPERIMENT"
+	@echo "           LAB=\"--no-browser --allow-root\" (what make lab gives to Jupyter Lab)"
 	@echo "           PYTHON=/path/to/python3 (a prepared environment) INSTALL_TEX=1 (install TeX by sudo apt-get)"
 
 setup:
@@ -68,7 +69,7 @@ audit:
 
 lab:
 	$(call prepare,lab)
-	@$(PY) -m jupyterlab --notebook-dir=.
+	@$(PY) -m jupyterlab --notebook-dir=. $(LAB)
 
 check:
 	$(call prepare,check)

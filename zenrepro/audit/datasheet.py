@@ -58,10 +58,10 @@ def datasheet(view: View) -> Iterator[Item]:
                 )  # fmt: skip
                 continue
             yield Check("datasheet", (name,), (), list(_outcomes(sheet, figures, readings)))
-            stated = figures[0].value * UNITS[figures[0].unit].factor
+            most = figures[0].value * UNITS[figures[0].unit].factor
             yield Bound(
-                claim=name, value=stated / first.unit.factor, unit=first.unit.symbol, relation="≤",
-                arithmetic=f"{sheet.vendor} states {quantity(stated, first.unit.symbol)}",
+                claim=name, value=most / first.unit.factor, unit=first.unit.symbol, relation="≤",
+                arithmetic=f"{sheet.vendor} states {quantity(most, first.unit.symbol)}",
                 rule="datasheet",
             )  # fmt: skip
     for metric in TEXTS:
