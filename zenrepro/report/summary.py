@@ -217,7 +217,8 @@ def _facts(machine: Machine) -> Iterator[tuple[str, str]]:
     yield "Temperature", _range([e.temperature_c for e in environments], "°C")
     throttles = sorted({reason for e in environments for reason in e.throttle_reasons})
     yield "Throttling seen", ", ".join(throttles) or "none reported"
-    yield "Other load", _distinct(e.other_load for e in environments)
+    loads = _alike(e.other_load for e in environments if e.other_load)
+    yield "Other load", "; ".join(text for text, _ in loads) or "unknown"
     packages: dict[str, set[str]] = {}
     for e in environments:
         for package, version in (*e.packages.items(), *e.compilers.items()):
@@ -237,17 +238,22 @@ _DIGITS = re.compile(r"[+-]?\d+(?:\.\d+)?")
 
 
 def _flags(records: Iterable[Record]) -> Iterator[str]:
-    """Flags that differ in their numbers alone are one, with the ranges of the numbers."""
+    """The flags of all records, and how many have each."""
+    for text, count in _alike(flag for record in records for flag in record.flags):
+        yield f"{text} ({count} {'record' if count == 1 else 'records'})"
+
+
+def _alike(texts: Iterable[str]) -> Iterator[tuple[str, int]]:
+    """Texts and their counts; those that differ in their numbers alone are one, with the ranges."""
     alike: dict[str, list[list[str]]] = {}
-    for record in records:
-        for flag in record.flags:
-            alike.setdefault(_DIGITS.sub("\0", flag), []).append(_DIGITS.findall(flag))
+    for each in texts:
+        alike.setdefault(_DIGITS.sub("\0", each), []).append(_DIGITS.findall(each))
     for stem, numbers in sorted(alike.items()):
         text = stem
         for column in zip(*numbers, strict=True):
             low, high = min(column, key=float), max(column, key=float)
             text = text.replace("\0", low if low == high else f"{low} to {high}", 1)
-        yield f"{text} ({len(numbers)} {'record' if len(numbers) == 1 else 'records'})"
+        yield text, len(numbers)
 
 
 def period(started: list[str]) -> str:
@@ -320,19 +326,22 @@ def record_groups(entries: list[RecordEntry], words: Words) -> list[RecordGroup]
         phrase = words.conditions(record.conditions) or "no conditions"
         return record.experiment, record.implementation, phrase
 
-    return [
-        RecordGroup(*shared, [printed_record(entry) for entry in members])
-        for shared, members in groupby(entries, key=key)
-    ]
+    groups = []
+    for shared, members in groupby(entries, key=key):
+        # Records of one case come from the same samples mostly: a flag is told once.
+        told: set[str] = set()
+        groups.append(RecordGroup(*shared, [printed_record(entry, told) for entry in members]))
+    return groups
 
 
-def printed_record(entry: RecordEntry) -> PrintedRecord:
-    """One record, its samples summarised."""
+def printed_record(entry: RecordEntry, told: set[str]) -> PrintedRecord:
+    """One record, its samples summarised. Flags in ``told`` are left out; its own are added."""
     record = entry.record
     remarks = [str(record.kind)] if record.kind != "measured" else []
     if record.status is not Status.OK:
         remarks.append(f"{record.status}: {record.reason or 'no reason given'}")
-    remarks += record.flags
+    remarks += [flag for flag in record.flags if flag not in told]
+    told.update(record.flags)
     summary = _summary(record) if record.samples else None
     return PrintedRecord(
         number=entry.number,
