@@ -139,8 +139,7 @@ def _is_nvidia(hardware: Hardware) -> bool:
 def _copy(backend: Backend, elements: int, seed: int) -> Call:
     source = backend.random((elements,), "fp32", seed)
     # Negated: a compiler may answer a plain copy with the input itself, and in a CUDA graph torch's
-    # copy_ becomes a transfer by the copy engine, which reached 2.8 TB/s on an H200 where a kernel
-    # reached 4.2.
+    # copy_ (a memcpy node, no kernel) reached 2.8 TB/s on an H200 where a kernel reached 4.3.
     if backend.name == "torch":
         import torch
 
