@@ -87,7 +87,7 @@ def test_ready_needs_no_process(project: Path, monkeypatch: pytest.MonkeyPatch) 
     assert bootstrap.set_up("report", force=False, project=project) == 0
 
 
-TOTAL_CALLS = 10  # venv, eight pip steps, the system's packages
+TOTAL_CALLS = 11  # venv, eight pip steps, the system's packages
 
 
 def test_total_calls_is_right(project: Path) -> None:

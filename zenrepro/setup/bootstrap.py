@@ -34,8 +34,11 @@ STATE, UNFINISHED, LOG = "zenrepro-setup.json", "zenrepro-unfinished", "zenrepro
 
 # Steps in order; each names extras of pyproject.toml. Only the first two must succeed.
 MANDATORY = ("core", "run", "test", "lint", "lab", "project")
-STEPS = ("core", "run", "test", "lint", "lab", "energy", "torch", "triton", "jax", "mlx", "project")
-EVERY_RUN = ("core", "run", "energy", "torch", "triton", "jax", "mlx", "project")
+STEPS = (
+    "core", "run", "test", "lint", "lab", "energy", "torch", "triton", "cuda", "jax", "mlx",
+    "project",
+)  # fmt: skip
+EVERY_RUN = ("core", "run", "energy", "torch", "triton", "cuda", "jax", "mlx", "project")
 PURPOSES = {
     "evidence": ("core", "project"),
     "report": EVERY_RUN,

@@ -33,6 +33,8 @@ TARGETS = {
 # Come with the registry's Linux build of torch; the "+cpu" build, which has no metadata that uv
 # could resolve without PyTorch's own index, does not need them.
 CUDA_ONLY = ("cuda-", "nvidia-cu", "nvidia-n")
+# Compile the kernels in CUDA C++, on any Linux.
+KEPT = ("cuda-bindings", "cuda-pathfinder", "nvidia-cuda-nvrtc", "nvidia-ml-py")
 
 
 def resolve(wanted: list[str], fixed: list[str], python: str, target: str) -> list[str]:
@@ -72,7 +74,9 @@ def write_lock(name: str, project: Path) -> Path:
         for pin in resolve(wanted, list(pins.values()), python, target):
             pins.setdefault(pin.split("==")[0], pin)
     if name.endswith(("-cpu", "-tpu")):
-        pins = {key: pin for key, pin in pins.items() if not key.startswith(CUDA_ONLY)}
+        pins = {
+            key: pin for key, pin in pins.items() if key in KEPT or not key.startswith(CUDA_ONLY)
+        }
     head = [
         f"# {name}: everything an environment may hold, for Python >= 3.11.",
         "# Made by: python -m zenrepro.setup.lock   (do not edit)",
