@@ -25,6 +25,8 @@ SCALE_FORMAT = "fp16"
 SCALED = ("int4", "nf4")
 # What a policy does not name (norms, router gates) stays in this format.
 UNNAMED_FORMAT = "fp16"
+# Heads that keep keys where the others share them: what published models of 7 to 70 B have.
+GROUPED_HEADS = 8
 
 
 class Assumption(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -186,19 +188,66 @@ def size(model: Architecture, policy: Policy) -> Stored:
     return Stored(elements=sum(s.elements for s in each), scales=sum(s.scales for s in each))
 
 
-def cache_bytes(model: Architecture, dtype: str = "bf16") -> float:
-    """Bytes of cache a token: the latent and the rotary key, in every layer."""
-    return model.num_layers * (model.kv_lora_rank + model.qk_rope_head_dim) * element_bytes(dtype)
+class Cache(msgspec.Struct, frozen=True, kw_only=True):
+    """What one token keeps in one layer: keys of ``kv_heads`` heads, and the values beside them.
+
+    In the form ``mla`` the one key is the latent with the rotary part behind it, and its first
+    ``value_dim`` elements are the value: nothing is kept beside it.
+    """
+
+    form: str
+    kv_heads: int
+    head_dim: int
+    value_dim: int
+
+    @property
+    def elements(self) -> int:
+        """Elements a token and layer."""
+        beside = 0 if self.form == "mla" else self.value_dim
+        return self.kv_heads * (self.head_dim + beside)
 
 
-def cache_reduction(model: Architecture, *, values: bool) -> float:
-    """Cache of ordinary heads over the latent's: keys alone, without the rotary part, or keys and
-    values against all that is cached."""
+def caches(model: Architecture) -> list[Cache]:
+    """The model's cache with ordinary heads, with heads that share keys, and with the latent.
+
+    Ordinary heads are as wide as the model's own without their rotary part: that is what the
+    report's h·d_k counts. Grouped: ``GROUPED_HEADS`` of them, as the field's models of all sizes
+    do (left out where they do not divide the heads).
+    """
+    wide = {"head_dim": model.qk_nope_head_dim, "value_dim": model.v_head_dim}
+    found = [Cache(form="mha", kv_heads=model.num_heads, **wide)]
+    if model.num_heads % GROUPED_HEADS == 0:
+        found.append(Cache(form="gqa", kv_heads=GROUPED_HEADS, **wide))
+    latent = model.kv_lora_rank
+    whole = latent + model.qk_rope_head_dim
+    return [*found, Cache(form="mla", kv_heads=1, head_dim=whole, value_dim=latent)]
+
+
+def cache_bytes(model: Architecture, dtype: str = "bf16", form: str = "mla") -> float:
+    """Bytes of cache a token, in every layer, in one of the forms of ``caches``.
+
+    Raises InputError for a form that the model cannot have.
+    """
+    for cache in caches(model):
+        if cache.form == form:
+            return model.num_layers * cache.elements * element_bytes(dtype)
+    raise InputError(f"{model.name} has no cache of the form {form!r}")
+
+
+def cache_readings(model: Architecture) -> dict[str, float]:
+    """Ordinary heads' cache over the latent's: what "so many times smaller" may compare."""
     keys = model.num_heads * model.qk_nope_head_dim
-    if not values:
-        return keys / model.kv_lora_rank
-    ordinary = keys + model.num_heads * model.v_head_dim
-    return ordinary / (model.kv_lora_rank + model.qk_rope_head_dim)
+    both = keys + model.num_heads * model.v_head_dim
+    latent, rotary = model.kv_lora_rank, model.qk_rope_head_dim
+    out = {
+        "keys alone over the latent": keys / latent,
+        "keys and values over the latent": both / latent,
+        "keys and values over all that is kept": both / (latent + rotary),
+    }
+    shared = GROUPED_HEADS * (model.qk_nope_head_dim + model.v_head_dim)
+    if model.num_heads % GROUPED_HEADS == 0:
+        out[f"{GROUPED_HEADS} shared heads over all that is kept"] = shared / (latent + rotary)
+    return out
 
 
 class CostRow(msgspec.Struct, frozen=True, kw_only=True):

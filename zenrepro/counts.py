@@ -6,6 +6,7 @@ written once, and nothing in between touches memory; what an implementation move
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -101,6 +102,46 @@ def cache_bytes_per_token(*, kv_heads: int, head_dim: int, value_dim: int, dtype
     """Bytes of keys and values that one token keeps in one layer's cache."""
     _positive(kv_heads=kv_heads, head_dim=head_dim, value_dim=value_dim)
     return kv_heads * (head_dim + value_dim) * element_bytes(dtype)
+
+
+def tile_rows(*, sram_bytes: int, head_dim: int, dtype: str) -> int:
+    """Query rows of a tile that tiled attention keeps on chip: M / 4d elements, at most d.
+
+    FlashAttention, Dao et al. 2022 (arXiv 2205.14135), algorithm 1, line 1.
+    """
+    _positive(sram_bytes=sram_bytes, head_dim=head_dim)
+    rows = math.ceil(sram_bytes / element_bytes(dtype) / (4 * head_dim))
+    return min(rows, head_dim)
+
+
+def tiled_attention(
+    *,
+    batch: int,
+    query_len: int,
+    cache_len: int,
+    heads: int,
+    kv_heads: int,
+    head_dim: int,
+    value_dim: int,
+    causal: bool,
+    dtype: str,
+    rows: int,
+) -> float:
+    """Bytes that attention moves into and out of the multiprocessors, ``rows`` queries at a time.
+
+    Queries are read and outputs written once; each tile of queries reads the keys and values that
+    any of its rows sees, head by head. With rows = M / 4d that is the order N²d²/M of theorem 2 of
+    FlashAttention (arXiv 2205.14135). Whether it reaches device memory depends on the caches
+    between: this is what passes when there are none.
+    """
+    _positive(batch=batch, heads=heads, kv_heads=kv_heads, head_dim=head_dim, rows=rows)
+    attended_pairs(query_len, cache_len, causal)
+    keys = 0
+    for start in range(0, query_len, rows):
+        last = min(start + rows, query_len) - 1
+        keys += cache_len - (query_len - 1 - last) if causal else cache_len
+    elements = batch * heads * (query_len + keys) * (head_dim + value_dim)
+    return elements * element_bytes(dtype)
 
 
 def matmul(*, m: int, n: int, k: int, dtype: str, out_dtype: str | None = None) -> Work:

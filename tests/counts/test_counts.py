@@ -59,6 +59,45 @@ def test_materialised_scores_and_cache() -> None:
     assert counts.cache_bytes_per_token(kv_heads=2, head_dim=8, value_dim=6, dtype="fp32") == 112
 
 
+@given(SIZES, SIZES, SIZES, st.booleans())
+def test_tiled_traffic_reads_the_keys_that_a_tile_sees(
+    query_len: int, more: int, rows: int, causal: bool
+) -> None:
+    cache_len, group = query_len + more - 1, 3
+    elements = 0
+    for start in range(0, query_len, rows):
+        tile = range(start, min(start + rows, query_len))
+        seen = {
+            j
+            for i in tile
+            for j in range(cache_len)
+            if not causal or j <= cache_len - query_len + i
+        }
+        elements += len(tile) * (8 + 6) + len(seen) * (8 + 6)
+    moved = counts.tiled_attention(
+        batch=2, query_len=query_len, cache_len=cache_len, heads=2 * group, kv_heads=2, head_dim=8,
+        value_dim=6, causal=causal, dtype="fp16", rows=rows,
+    )  # fmt: skip
+    assert moved == 2 * 2 * group * elements * 2
+
+
+def test_tiles_by_hand() -> None:
+    # M / 4d elements of 228 KiB in bf16 are 228 rows of 128, cut to d; of 48 KiB they are 48.
+    assert counts.tile_rows(sram_bytes=228 * 1024, head_dim=128, dtype="bf16") == 128
+    assert counts.tile_rows(sram_bytes=48 * 1024, head_dim=128, dtype="bf16") == 48
+    given = {
+        "batch": 1, "heads": 1, "kv_heads": 1, "head_dim": 128, "value_dim": 128,
+        "causal": False, "dtype": "bf16", "rows": 128,
+    }  # fmt: skip
+    once = counts.tiled_attention(query_len=8192, cache_len=8192, **given)
+    assert once == 2 * (2 * 8192 * 128 + 64 * 8192 * 256)
+    twice = counts.tiled_attention(query_len=16384, cache_len=16384, **given)
+    assert 3.9 < twice / once < 4  # N², though the footprint grows with N
+    one_tile = counts.tiled_attention(query_len=128, cache_len=128, **given)
+    least = counts.attention_of({**given, "seq_len": 128}).bytes
+    assert one_tile == least  # a single tile moves what must move
+
+
 def test_matmul_and_copy() -> None:
     work = counts.matmul(m=2, n=3, k=4, dtype="fp8_e4m3", out_dtype="bf16")
     assert (work.flops, work.bytes) == (48, 2 * 4 + 4 * 3 + 2 * 2 * 3)
