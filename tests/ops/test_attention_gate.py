@@ -106,14 +106,18 @@ def test_bound_is_twice_the_plain_error_and_never_below_one_rounding() -> None:
     assert bound("bf16", 0.0) == UNIT_ROUNDOFF["bf16"]
 
 
-@pytest.mark.parametrize("dtype", ["fp16", "bf16"])
+@pytest.mark.parametrize("dtype", ["fp16", "bf16", "fp8_e4m3"])
 def test_rounding_is_to_nearest_even(dtype: str) -> None:
     torch = pytest.importorskip("torch")
     rng = np.random.default_rng(0)
     bits = rng.integers(0, 2**32, 20000, dtype=np.uint32).view(np.float32)
     bits = np.concatenate([bits, np.float32([0, -0.0, np.inf, -np.inf, 3.4e38, 1 + 2**-8])])
-    kind = {"fp16": torch.float16, "bf16": torch.bfloat16}[dtype]
+    kinds = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp8_e4m3": torch.float8_e4m3fn}
+    kind = kinds[dtype]
+    bits = np.concatenate([bits, rng.standard_normal(20000, dtype=np.float32) * 0.05])
+    if dtype == "fp8_e4m3":  # torch saturates what does not fit, or makes it NaN, by version
+        bits = np.concatenate([bits[np.abs(bits) < 464], np.float32([464, -448, 2**-10, 3e-3])])
     wanted = torch.from_numpy(bits).to(kind).float().numpy()
     assert np.array_equal(rounded(bits, dtype), wanted, equal_nan=True)
-    with pytest.raises(ValueError, match="fp32, fp16 or bf16"):
+    with pytest.raises(ValueError, match="fp32, fp16, bf16 or fp8_e4m3"):
         rounded(bits, "int8")

@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
 from collections.abc import Callable, Mapping
+from importlib.machinery import PathFinder
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import msgspec
@@ -43,11 +46,16 @@ class Needs(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
 
     dtypes: dict[str, tuple[str, ...]]
     phases: tuple[str, ...] = ("prefill", "decode")
+    layouts: tuple[str, ...] = ("dense",)  # each is a function of the module: ``Entry.load``
     compute_capability: tuple[int, int] | None = None  # at least, where the device has one
+    architectures: tuple[tuple[int, int], ...] | None = None  # exactly one of these: sm_90a code
     grouped_heads: bool = True  # fewer key/value heads than heads
     unequal_dims: bool = True  # value_dim other than head_dim
     head_dims: tuple[int, ...] | None = None  # None: any
-    packages: tuple[str, ...] = ()  # importable modules beyond the backend's own
+    dims: tuple[tuple[int, int], ...] | None = None  # (head_dim, value_dim) pairs; None: any
+    page_sizes: tuple[int, ...] | None = None  # None: any
+    packages: tuple[str, ...] = ()  # importable modules beyond the backend's own, all of them
+    one_of: tuple[str, ...] = ()  # any one: a module, or "$NAME", a variable that names a file
 
 
 class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -83,52 +91,117 @@ class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
             return Availability(False, f"is a {self.backend} implementation")
         if kind not in needs.dtypes:
             return Availability(False, f"runs on {', '.join(needs.dtypes)}, not on {kind}")
-        have, want = hardware.compute_capability, needs.compute_capability
-        if want is not None and kind in ("cuda", "gpu"):
-            if have is None:
-                return Availability(False, "the device's compute capability is unknown")
-            if have < want:
-                return Availability(
-                    False,
-                    f"wants compute capability {want[0]}.{want[1]}, the device has "
-                    f"{have[0]}.{have[1]}",
-                )
-        for package in needs.packages:
-            if importlib.util.find_spec(package) is None:
-                return Availability(False, f"needs the package {package}, which is not installed")
+        lacking = self._device(hardware, kind) or self._packages()
+        if lacking is not None:
+            return Availability(False, lacking)
         dtype, phase = conditions.get("dtype"), conditions.get("phase")
         if dtype is not None and dtype not in needs.dtypes[kind]:
             served = ", ".join(needs.dtypes[kind])
             return Availability(False, f"serves {served} on {kind}, not {dtype}")
         if phase is not None and phase not in needs.phases:
             return Availability(False, f"serves {', '.join(needs.phases)}, not {phase}")
-        return self._shapes(conditions)
+        reason = self._layout(conditions) or self._shapes(conditions)
+        return Availability(reason is None, reason)
 
-    def _shapes(self, conditions: Mapping[str, Any]) -> Availability:
+    def _device(self, hardware: Device, kind: str) -> str | None:
+        needs, have = self.needs, hardware.compute_capability
+        if kind not in ("cuda", "gpu"):
+            return None
+        if (needs.compute_capability or needs.architectures) is not None and have is None:
+            return "the device's compute capability is unknown"
+        if needs.compute_capability is not None and have is not None:
+            least = needs.compute_capability
+            if have < least:
+                return (
+                    f"wants compute capability {least[0]}.{least[1]}, the device has "
+                    f"{have[0]}.{have[1]}"
+                )
+        if needs.architectures is not None and have is not None and have not in needs.architectures:
+            listed = ", ".join(f"{major}.{minor}" for major, minor in needs.architectures)
+            return f"wants compute capability {listed} exactly, the device has {have[0]}.{have[1]}"
+        return None
+
+    def _packages(self) -> str | None:
+        needs = self.needs
+        for package in needs.packages:
+            if not installed(package):
+                return f"needs the package {package}, which is not installed"
+        if needs.one_of and not any(installed(name) for name in needs.one_of):
+            listed = ", ".join(needs.one_of)
+            return f"needs one of {listed} ($NAME: a variable that names a file); none is there"
+        return None
+
+    def _layout(self, conditions: Mapping[str, Any]) -> str | None:
+        needs = self.needs
+        layout, page_size = conditions.get("layout", "dense"), conditions.get("page_size")
+        if layout not in needs.layouts:
+            return f"serves the layout {', '.join(needs.layouts)}, not {layout}"
+        if (
+            page_size is not None
+            and needs.page_sizes is not None
+            and page_size not in needs.page_sizes
+        ):
+            return f"serves pages of {', '.join(map(str, needs.page_sizes))}, not of {page_size}"
+        return None
+
+    def _shapes(self, conditions: Mapping[str, Any]) -> str | None:
         needs = self.needs
         heads, head_dim = conditions.get("heads"), conditions.get("head_dim")
         kv_heads = conditions.get("kv_heads", heads)
         value_dim = conditions.get("value_dim", head_dim)
         if heads != kv_heads and not needs.grouped_heads:
-            return Availability(False, f"wants as many kv heads as heads, not {kv_heads}/{heads}")
+            return f"wants as many kv heads as heads, not {kv_heads}/{heads}"
         if head_dim != value_dim and not needs.unequal_dims:
-            return Availability(False, f"wants value_dim = head_dim, not {value_dim}/{head_dim}")
-        if needs.head_dims is not None and head_dim is not None and head_dim not in needs.head_dims:
-            return Availability(
-                False, f"serves head_dim {', '.join(map(str, needs.head_dims))}, not {head_dim}"
-            )
-        return Availability(True, None)
+            return f"wants value_dim = head_dim, not {value_dim}/{head_dim}"
+        if head_dim is None:
+            return None
+        if needs.head_dims is not None and head_dim not in needs.head_dims:
+            return f"serves head_dim {', '.join(map(str, needs.head_dims))}, not {head_dim}"
+        if needs.dims is not None and (head_dim, value_dim) not in needs.dims:
+            listed = ", ".join(f"{wide}/{out}" for wide, out in needs.dims)
+            return f"serves head_dim/value_dim {listed}, not {head_dim}/{value_dim}"
+        return None
 
     def status(self, hardware: Device, conditions: Mapping[str, Any]) -> tuple[Status, str] | None:
         """The record's status and reason when this row cannot run here, else None."""
         ok, reason = self.available(hardware, conditions)
         return None if ok else (Status.UNSUPPORTED, f"{self.name} {reason}")
 
-    def load(self) -> Callable[..., Any]:
-        """Import and return the function. Raises ImportError when its framework is missing."""
+    def load(self, layout: str = "dense") -> Callable[..., Any]:
+        """Import and return the function; that of another layout is ``<function>_<layout>``.
+
+        Raises ImportError when its framework is missing, ValueError for a layout that the row does
+        not serve.
+        """
+        if layout not in self.needs.layouts:
+            raise ValueError(
+                f"layout: {self.name} serves {', '.join(self.needs.layouts)}, got {layout!r}"
+            )
         module, _, name = self.function.partition(":")
+        name = name if layout == "dense" else f"{name}_{layout}"
         function: Callable[..., Any] = getattr(importlib.import_module(module), name)
         return function
+
+
+def installed(name: str) -> bool:
+    """Whether a module can be imported, or the file that the variable "$NAME" names is there.
+
+    Imports nothing: a parent package may be a framework, or be missing itself.
+    """
+    if name.startswith("$"):
+        return name[1:] in os.environ and Path(os.environ[name[1:]]).is_file()
+    top, *rest = name.split(".")
+    try:
+        spec = importlib.util.find_spec(top)
+    except ValueError:  # a module without a spec, such as one that a test put there
+        return not rest
+    path = top
+    for part in rest:
+        if spec is None or spec.submodule_search_locations is None:
+            return False
+        path = f"{path}.{part}"
+        spec = PathFinder.find_spec(path, spec.submodule_search_locations)
+    return spec is not None
 
 
 def check_table(table: tuple[Entry, ...]) -> tuple[Entry, ...]:

@@ -8,13 +8,15 @@ from numpy.typing import NDArray
 # Half the distance between 1 and the next number: the largest relative error of one rounding.
 UNIT_ROUNDOFF: dict[str, float] = {
     "fp64": 2.0**-53, "fp32": 2.0**-24, "fp16": 2.0**-11, "bf16": 2.0**-8,
+    "fp8_e4m3": 2.0**-4,
 }  # fmt: skip
 
 
 def rounded(array: NDArray[np.floating], dtype: str) -> NDArray[np.float32]:
     """The fp32 array with every element rounded to ``dtype`` (to nearest, ties to even).
 
-    ``dtype``: fp32, fp16 or bf16. Raises ValueError for another.
+    ``dtype``: fp32, fp16, bf16 or fp8_e4m3 (beyond 464, which rounds to its largest number, 448, it
+    is NaN). Raises ValueError for another.
     """
     wide = np.asarray(array, dtype=np.float32)
     if dtype == "fp32":
@@ -28,4 +30,10 @@ def rounded(array: NDArray[np.floating], dtype: str) -> NDArray[np.float32]:
         up = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))).view(np.uint32)
         out = (up & np.uint32(0xFFFF0000)).view(np.float32)
         return np.where(np.isfinite(wide), out, wide)
-    raise ValueError(f"dtype wants fp32, fp16 or bf16, got {dtype!r}")
+    if dtype == "fp8_e4m3":
+        # Four significant bits; below 2^-6 steps of 2^-9. np.rint rounds ties to even.
+        with np.errstate(over="ignore", invalid="ignore"):
+            exponent = np.maximum(np.frexp(wide)[1] - 4, -9)
+            near = np.ldexp(np.rint(np.ldexp(wide, -exponent)), exponent)
+        return np.where(np.abs(near) > 448, np.float32(np.nan), near).astype(np.float32)
+    raise ValueError(f"dtype wants fp32, fp16, bf16 or fp8_e4m3, got {dtype!r}")

@@ -15,6 +15,7 @@ TABLE: tuple[Entry, ...] = check_table(
             function="zenrepro.ops.attention.torch_naive:attention",
             needs=Needs(
                 dtypes={"cpu": ("fp32", "bf16", "fp16"), "cuda": ("fp32", "bf16", "fp16")},
+                layouts=("dense", "varlen", "paged"),
             ),
             paper="Vaswani et al. 2017, Attention Is All You Need, eq. 1",
         ),
