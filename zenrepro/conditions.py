@@ -13,6 +13,8 @@ from zenrepro.errors import InputError
 
 FORMATS = ("fp64", "fp32", "fp16", "bf16", "fp8_e4m3", "int8", "int4", "nf4")
 PHASES = ("prefill", "decode")
+# Where keys and values lie. The ordinary one, a rectangle, is left out of conditions.
+LAYOUTS = ("dense", "varlen", "paged")
 OPS = (
     "attention", "mla_prefill", "mla_decode", "moe_route", "moe_dispatch", "moe_combine",
     "moe_layer", "gemm_w4a16", "gemm_w8a16", "gemm_w8a8", "decode_step", "prefill", "serve",
@@ -65,8 +67,8 @@ METRICS: dict[str, dict[str, str]] = {
 
 _INT = (
     "batch", "seq_len", "cache_len", "query_len", "heads", "kv_heads", "head_dim", "value_dim",
-    "tokens", "experts", "top_k", "hidden", "intermediate", "m", "n", "k", "group_size", "gamma",
-    "chips",
+    "page_size", "tokens", "experts", "top_k", "hidden", "intermediate", "m", "n", "k",
+    "group_size", "gamma", "chips",
 )  # fmt: skip
 _FLOAT = ("skew",)
 _BOOL = ("causal", "overlap")
@@ -75,6 +77,7 @@ _ENUM: dict[str, tuple[str, ...]] = {
     "phase": PHASES,
     "dtype": FORMATS,
     "format": FORMATS,
+    "layout": LAYOUTS,
 }
 _STR = (
     "model", "platform", "policy", "batching", "workload", "task", "draft_model",
@@ -91,12 +94,15 @@ def canonical(given: Mapping[str, Any], place: str = "conditions") -> Conditions
     """Return the conditions typed, complete and in key order.
 
     Decode tokens are filled in from batch x query_len where both are given and must agree where
-    stated. Raises InputError naming ``place`` and the key for unknown keys, wrong types, unknown
-    values and sizes that are not positive whole numbers.
+    stated. The dense layout is left out: it is what is meant without one. Raises InputError naming
+    ``place`` and the key for unknown keys, wrong types, unknown values and sizes that are not
+    positive whole numbers.
     """
     out: Conditions = {}
     for key in sorted(given):
         out[key] = _typed(key, given[key], place)
+    if out.get("layout") == "dense":
+        del out["layout"]
     if out.get("phase") == "decode" and "batch" in out and "query_len" in out:
         tokens = int(out["batch"]) * int(out["query_len"])  # type: ignore[arg-type]
         if out.setdefault("tokens", tokens) != tokens:

@@ -16,7 +16,7 @@ from zenrepro.errors import InputError
 CONTRACT = """op phase model platform batch seq_len cache_len query_len heads kv_heads head_dim
 value_dim causal dtype tokens experts top_k hidden intermediate skew m n k format group_size policy
 optimisations batching overlap workload gamma task draft_model acceptance_source weights
-parallelism chips power_mode"""
+parallelism chips power_mode layout page_size"""
 
 texts = st.text(min_size=1, max_size=12)
 sizes = st.integers(1, 10**6)
@@ -61,6 +61,13 @@ def test_decode_tokens_are_filled_in_and_checked() -> None:
         canonical({**decode, "tokens": 8})
 
 
+def test_a_layout_is_told_unless_it_is_the_ordinary_one() -> None:
+    assert canonical({"layout": "dense", "batch": 2}) == {"batch": 2}
+    paged = {"layout": "paged", "page_size": 64}
+    assert canonical(paged) == paged
+    assert canonical({"layout": "varlen"}) == {"layout": "varlen"}
+
+
 @pytest.mark.parametrize(
     ("given_", "wanted"),
     [
@@ -71,6 +78,8 @@ def test_decode_tokens_are_filled_in_and_checked() -> None:
         ({"skew": float("nan")}, "skew wants a number"), ({"skew": True}, "skew wants"),
         ({"model": ""}, "non-empty text"), ({"model": 7}, "non-empty text"),
         ({"optimisations": "all"}, "list of texts"), ({"optimisations": [1]}, "list of texts"),
+        ({"layout": "tree"}, "layout wants one of dense, varlen, paged"),
+        ({"page_size": 0}, "page_size wants a positive"),
         ({"bacth": 2}, "unknown condition 'bacth'; known: .*batch"),
     ],
 )  # fmt: skip
