@@ -144,6 +144,133 @@ def tiled_attention(
     return elements * element_bytes(dtype)
 
 
+def ragged_lengths(batch: int, cache_len: int, skew: float) -> tuple[int, ...]:
+    """Lengths of the sequences of a batch whose mean is ``cache_len``, the shortest first.
+
+    Spread evenly from (1 - skew) x cache_len to (1 + skew) x cache_len and rounded, so that their
+    sum is batch x cache_len at every skew. Raises InputError for a skew outside [0, 1) and where
+    the shortest has no token.
+    """
+    _positive(batch=batch, cache_len=cache_len)
+    if not 0 <= skew < 1:
+        raise InputError(f"skew wants a number from 0 to below 1, got {skew!r}")
+    steps = max(1, batch - 1)
+    lengths = tuple(
+        cache_len + round(skew * cache_len * (2 * i - steps) / steps) if batch > 1 else cache_len
+        for i in range(batch)
+    )
+    if lengths[0] < 1:
+        raise InputError(f"skew {skew} leaves a sequence of {cache_len} without a token")
+    return lengths
+
+
+def mla_decode(
+    *,
+    batch: int,
+    query_len: int,
+    cache_len: int,
+    heads: int,
+    head_dim: int,
+    value_dim: int,
+    dtype: str,
+    cache_format: str | None = None,
+) -> Work:
+    """Absorbed attention of the last ``query_len`` tokens to caches of latent rows.
+
+    ``head_dim`` is a row's width (latent and rotary part), ``value_dim`` the latent's; of the
+    lengths only their mean ``cache_len`` matters, as long as none is below ``query_len``. FLOPs:
+    2 x pairs x (head_dim + value_dim) a head. Bytes: rows, queries and output once.
+    """
+    _positive(batch=batch, heads=heads, head_dim=head_dim, value_dim=value_dim)
+    pairs = attended_pairs(query_len, cache_len, causal=True)
+    row = latent_row_bytes(
+        latent=value_dim, rotary=head_dim - value_dim, dtype=dtype, cache_format=cache_format
+    )
+    queries = batch * query_len * heads * (head_dim + value_dim) * element_bytes(dtype)
+    return Work(
+        flops=float(2 * batch * heads * pairs * (head_dim + value_dim)),
+        bytes=batch * cache_len * row + queries,
+    )
+
+
+def latent_row_bytes(
+    *, latent: int, rotary: int, dtype: str, cache_format: str | None = None
+) -> float:
+    """Bytes that one token keeps in one layer's cache of latent rows.
+
+    Without ``cache_format`` all in ``dtype``. With fp8_e4m3 the latent takes a byte a number and
+    four for the scale of every 128; the rotary part stays in bf16. Raises InputError for another.
+    """
+    _positive(latent=latent, rotary=rotary)
+    if cache_format is None:
+        return (latent + rotary) * element_bytes(dtype)
+    if cache_format != "fp8_e4m3" or latent % 128:
+        raise InputError(
+            f"cache_format of latent rows wants fp8_e4m3 and groups of 128, got {cache_format!r}"
+        )
+    scales = latent // 128 * element_bytes("fp32")
+    return latent * element_bytes(cache_format) + scales + rotary * element_bytes("bf16")
+
+
+def mla_prefill(
+    *,
+    batch: int,
+    query_len: int,
+    cache_len: int,
+    heads: int,
+    head_dim: int,
+    value_dim: int,
+    causal: bool,
+    dtype: str,
+    latent: int = 512,
+    rotary: int = 64,
+    form: str | None = None,
+) -> Work:
+    """Latent attention from queries, latent rows and the two up-projections of each head.
+
+    FLOPs of the form with the fewer of them, or of ``form``: *decompressed* expands each row once
+    a head and attends over head_dim and value_dim; *absorbed* moves the projections to queries and
+    outputs and attends over latent + rotary and latent. Bytes: inputs and output once.
+    """
+    _positive(batch=batch, heads=heads, head_dim=head_dim, value_dim=value_dim)
+    pairs = attended_pairs(query_len, cache_len, causal)
+    projection = 2 * batch * heads * latent * (head_dim - rotary + value_dim)
+    flops = {
+        "decompressed": projection * cache_len + 2 * batch * heads * pairs * (head_dim + value_dim),
+        "absorbed": projection * query_len + 2 * batch * heads * pairs * (2 * latent + rotary),
+    }
+    if form is not None and form not in flops:
+        raise InputError(f"form wants {' or '.join(flops)}, got {form!r}")
+    elements = (
+        batch * query_len * heads * (head_dim + value_dim)
+        + batch * cache_len * (latent + rotary)
+        + heads * latent * (head_dim - rotary + value_dim)
+    )
+    return Work(
+        flops=float(min(flops.values()) if form is None else flops[form]),
+        bytes=elements * element_bytes(dtype),
+    )
+
+
+def mla_of(conditions: Mapping[str, Any]) -> Work:
+    """``mla_decode`` or ``mla_prefill`` from a record's conditions, as their ``op`` says;
+    ``query_len`` and ``cache_len`` default to ``seq_len``."""
+    seq_len = conditions.get("seq_len")
+    lengths = {key: conditions.get(key, seq_len) for key in ("query_len", "cache_len")}
+    if None in lengths.values():
+        raise InputError("mla conditions want seq_len, or query_len and cache_len")
+    sizes = ("batch", "heads", "head_dim", "value_dim", "dtype")
+    try:
+        given: dict[str, Any] = {key: conditions[key] for key in sizes} | lengths
+        if conditions["op"] == "mla_prefill":
+            return mla_prefill(**given, causal=conditions["causal"])
+        if conditions["op"] == "mla_decode":
+            return mla_decode(**given, cache_format=conditions.get("format"))
+    except KeyError as error:
+        raise InputError(f"mla conditions lack {error}") from None
+    raise InputError(f"op wants mla_decode or mla_prefill, got {conditions['op']!r}")
+
+
 def matmul(*, m: int, n: int, k: int, dtype: str, out_dtype: str | None = None) -> Work:
     """``[m, k] @ [k, n]``: 2mnk FLOPs; both inputs read and the output written once."""
     _positive(m=m, n=n, k=k)

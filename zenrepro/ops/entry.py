@@ -54,6 +54,7 @@ class Needs(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     head_dims: tuple[int, ...] | None = None  # None: any
     dims: tuple[tuple[int, int], ...] | None = None  # (head_dim, value_dim) pairs; None: any
     page_sizes: tuple[int, ...] | None = None  # None: any
+    formats: tuple[str, ...] = ()  # of a cache or of weights, where not the inputs' dtype
     packages: tuple[str, ...] = ()  # importable modules beyond the backend's own, all of them
     one_of: tuple[str, ...] = ()  # any one: a module, or "$NAME", a variable that names a file
 
@@ -134,6 +135,10 @@ class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     def _layout(self, conditions: Mapping[str, Any]) -> str | None:
         needs = self.needs
         layout, page_size = conditions.get("layout", "dense"), conditions.get("page_size")
+        stored = conditions.get("format")
+        if stored is not None and stored not in needs.formats:
+            served = ", ".join(needs.formats) or "no format but the inputs' dtype"
+            return f"serves {served}, not {stored}"
         if layout not in needs.layouts:
             return f"serves the layout {', '.join(needs.layouts)}, not {layout}"
         if (

@@ -1,0 +1,52 @@
+"""Every implementation of latent attention, one literal row each. Reading it imports no framework.
+
+A row's module has ``decode``, ``prefill`` or both, as its ``phases`` tell; ``load`` picks. A row
+that reads the FP8 cache says ``formats=("fp8_e4m3",)``.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+from zenrepro.ops.entry import Entry, Needs, check_table
+from zenrepro.records import Origin
+
+TABLE: tuple[Entry, ...] = check_table(
+    (
+        Entry(
+            name="torch.decompressed",
+            backend="torch",
+            algorithm="decompressed",
+            origin=Origin.OURS,
+            function="zenrepro.ops.mla.torch_decompressed:prefill",
+            needs=Needs(
+                dtypes={"cpu": ("fp32", "bf16", "fp16"), "cuda": ("fp32", "bf16", "fp16")},
+                phases=("prefill",),
+            ),
+            paper="DeepSeek-AI 2024, DeepSeek-V2 (arXiv 2405.04434), eq. 9-19",
+        ),
+        Entry(
+            name="torch.absorbed",
+            backend="torch",
+            algorithm="absorbed",
+            origin=Origin.OURS,
+            function="zenrepro.ops.mla.torch_absorbed:decode",
+            needs=Needs(
+                dtypes={"cpu": ("fp32", "bf16", "fp16"), "cuda": ("fp32", "bf16", "fp16")},
+                formats=("fp8_e4m3",),
+            ),
+            paper="DeepSeek-AI 2024, DeepSeek-V2 (arXiv 2405.04434), section 2.1.2, absorption",
+        ),
+    )
+)
+
+
+def load(entry: Entry, phase: str) -> Callable[..., Any]:
+    """The row's function of a phase, ``decode`` or ``prefill``. Raises ImportError when its
+    framework is missing, ValueError for a phase that the row does not serve."""
+    if phase not in entry.needs.phases:
+        raise ValueError(f"phase: {entry.name} serves {', '.join(entry.needs.phases)}, not {phase}")
+    function: Callable[..., Any] = getattr(importlib.import_module(entry.module), phase)
+    return function
