@@ -35,6 +35,7 @@ class Gpu:
             CUDAGraph=lambda: Graph(self),
             empty_cache=lambda: self.ran.append("emptied"),
             graph=self._capture,
+            graph_pool_handle=lambda: object(),
             OutOfMemoryError=OutOfMemoryError,
             get_device_properties=lambda index: SimpleNamespace(L2_cache_size=60 * 2**20),
         )
@@ -53,7 +54,7 @@ class Gpu:
         yield
 
     @contextmanager
-    def _capture(self, graph: Graph, stream: Any) -> Iterator[None]:
+    def _capture(self, graph: Graph, stream: Any, pool: Any = None) -> Iterator[None]:
         self.captured = graph.work
         try:
             yield

@@ -9,7 +9,7 @@ import pytest
 
 from zenrepro import measure, sources
 from zenrepro.errors import InputError
-from zenrepro.experiments import attention, session
+from zenrepro.experiments import attention, operation, session
 from zenrepro.ops.entry import Entry, UnsupportedError
 from zenrepro.records import Record, Status
 
@@ -54,9 +54,14 @@ def test_records_of_one_decode_case(start: Start, backend: str, fast: str) -> No
 def test_nothing_is_measured_twice_and_selecting_makes_nothing_stale(
     start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    calls = []
-    real = measure.sample
-    monkeypatch.setattr(measure, "sample", lambda *a, **k: calls.append(1) or real(*a, **k))
+    calls: list[str] = []
+    real = measure.sample_together
+
+    def counted(backend: Any, given: Any, **more: Any) -> Any:
+        calls.extend(given)
+        return real(backend, given, **more)
+
+    monkeypatch.setattr(measure, "sample_together", counted)
     given = {"backend": "torch", "phase": "prefill", "dtype": "fp32", "batch": 1, "seq_len": 9}
     first = run(start("attention", **given))
     assert len(calls) == 4  # two smoke cases, naive and sdpa_flash
@@ -69,7 +74,7 @@ def test_nothing_is_measured_twice_and_selecting_makes_nothing_stale(
 def test_what_cannot_run_here_is_two_records_with_the_reason(start: Start) -> None:
     opened = start("attention", backend="torch", phase="decode", implementations="sdpa_cudnn")
     records = run(opened)
-    assert {(r.quantity, r.metric) for r in records} == set(attention.NOT_RUN)
+    assert {(r.quantity, r.metric) for r in records} == set(operation.NOT_RUN)
     assert {r.status for r in records} == {Status.UNSUPPORTED}
     assert {r.reason for r in records} == {"torch.sdpa_cudnn runs on cuda, not on cpu"}
 
@@ -179,4 +184,8 @@ def test_full_scale_on_a_gpu_measures_the_reports_baseline_in_fp16() -> None:
     case = next(c for c in attention.cases(parameters()) if c.model)
     assert attention.dtypes(parameters(), case, "cuda") == ("bf16", "fp16")
     assert attention.dtypes(parameters(dtype="fp32"), case, "cuda") == ("fp32",)
-    assert ("memory", "working") in attention.produces(case, "cuda")
+    stated = operation.Peaks(989e12, 4.8e12)
+    found = operation.produces(case.phase, "cuda", stated)
+    assert ("memory", "working") in found
+    assert ("utilisation", "compute") in found
+    assert ("utilisation", "compute") not in operation.produces("prefill", "cpu", operation.Peaks())

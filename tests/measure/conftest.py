@@ -34,6 +34,9 @@ class ScriptedBackend(Backend):
     def asarray(self, array: np.ndarray, dtype: str) -> Array:
         return array
 
+    def whole(self, array: np.ndarray) -> Array:
+        return array
+
     def numpy(self, array: Array) -> np.ndarray:
         return np.asarray(array)
 

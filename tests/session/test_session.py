@@ -261,7 +261,7 @@ def test_the_device_is_locked_while_measuring_and_what_another_run_measured_is_n
             raise InputError("in use")
         # The other run ends while this one waits: it measured points 1 and 2.
         for point in list(bench.points(other))[:2]:
-            other._measure(point, 0, 1)
+            other._measure([point], 0, 1)
         bench.measured.clear()
         yield
 

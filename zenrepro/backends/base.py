@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import gc
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
 
 import numpy as np
 
 from zenrepro import hardware
+from zenrepro.backends.timing import Timing as Timing  # part of the interface
+from zenrepro.backends.turns import OneAtATime, Sampler, Turn, forgotten, take_in_turn
 from zenrepro.errors import InputError
 from zenrepro.hardware import installed
 from zenrepro.hardware.selection import split
@@ -25,13 +28,6 @@ TILE = 16_777_213
 
 class Unavailable(Exception):
     """A framework or a device is not there; the message is the reason, in one line."""
-
-
-class Timing(NamedTuple):
-    """Seconds per call, one figure a sample, and the method in words."""
-
-    seconds: list[float]
-    method: str
 
 
 class Backend(ABC):
@@ -60,6 +56,10 @@ class Backend(ABC):
     @abstractmethod
     def asarray(self, array: np.ndarray, dtype: str) -> Array:
         """A copy on the device, rounded to ``dtype``. Raises InputError where it has none."""
+
+    @abstractmethod
+    def whole(self, array: np.ndarray) -> Array:
+        """A copy on the device of whole numbers in their own type: uint8 or int32."""
 
     @abstractmethod
     def numpy(self, array: Array) -> np.ndarray:
@@ -102,6 +102,33 @@ class Backend(ABC):
         Stops early, with at least three samples (or ``samples``, if fewer), once timing has taken
         ``budget_s``.
         """
+
+    def time_together(
+        self,
+        calls: Mapping[str, Callable[[], Any]],
+        *,
+        samples: Mapping[str, int],
+        warmup: Mapping[str, int],
+        cold: bool,
+        budget_s: float | None = None,
+    ) -> dict[str, Turn]:
+        """Time several calls in rounds in which each runs once, the order rotating.
+
+        As ``time``, with ``samples`` and ``warmup`` of each call, ``budget_s`` for each of them.
+        A call that raises gets its error, and the others go on.
+        """
+        samplers: dict[str, Sampler] = {}
+        out: dict[str, Turn] = {}
+        for name, call in calls.items():
+            try:
+                samplers[name] = self._sampler(call, warmup=warmup[name], cold=cold)
+            except Exception as error:  # noqa: BLE001  (handed to the caller; the others go on)
+                out[name] = Turn(None, forgotten(error))
+        return out | take_in_turn(samplers, samples, budget_s)
+
+    def _sampler(self, call: Callable[[], Any], *, warmup: int, cold: bool) -> Sampler:
+        """One call warmed up, to be sampled a little at a time."""
+        return OneAtATime(partial(self.time, call, samples=1, cold=cold), warmup)
 
     def peak_memory(self, call: Callable[[], Any]) -> int | None:
         """Device bytes that one call needs above what was held before; None is unknown."""

@@ -11,7 +11,16 @@ from typing import Any
 import numpy as np
 
 from zenrepro.backends.base import Array, Backend, Timing, Unavailable, one_line
-from zenrepro.backends.timing import around, behind_flush, in_batches, on_cpu
+from zenrepro.backends.timing import (
+    Batches,
+    BehindFlush,
+    Flushed,
+    around,
+    behind_flush,
+    in_batches,
+    on_cpu,
+)
+from zenrepro.backends.turns import Sampler
 from zenrepro.hardware import nvidia
 
 # Twice the largest L2 of any GPU sold so far; jax does not tell the size.
@@ -22,6 +31,13 @@ _FLUSH_BYTES = 2**28
 _LONG_S = 5e-4
 # Long enough that starting the first call and waiting for the last weigh little.
 _LONG_SAMPLE_S = 1e-2
+# Samples that tell whether a call is long enough to be timed behind a flush.
+_PILOT = 5
+_BEHIND_FLUSH = (
+    "host clock from emptying the L2 (writing and reading "
+    f"{_FLUSH_BYTES // 2**20} MiB) to the result, the call started meanwhile; "
+    "less the median time of emptying alone"
+)
 _PLATFORMS = {"cpu": "cpu", "gpu": "cuda,cpu", "tpu": "tpu,cpu"}
 
 
@@ -67,6 +83,10 @@ class JaxBackend(Backend):
         placed = self.jax.device_put(np.array(array, order="C"), self._device)
         return self.jax.block_until_ready(placed.astype(target))
 
+    def whole(self, array: np.ndarray) -> Array:
+        placed = self.jax.device_put(np.array(array, order="C"), self._device)
+        return self.jax.block_until_ready(placed)
+
     def numpy(self, array: Array) -> np.ndarray:
         wanted = self.jnp.float64 if array.dtype == self.jnp.float64 else self.jnp.float32
         return np.array(array.astype(wanted))
@@ -108,33 +128,67 @@ class JaxBackend(Backend):
                 *on_cpu(call, wait, samples=samples, warmup=warmup, cold=cold, budget_s=budget_s)
             )
         if cold and self.kind == "gpu":
-            once = min(around(call, wait, None, samples=3, warmup=max(1, warmup), budget_s=None))
-            if once >= _LONG_S:
-                batch = math.ceil(_LONG_SAMPLE_S / once)
-                long = around(
+            long = self._long(call, wait, warmup)
+            if long is not None:
+                seconds = around(
                     call, wait, None,
-                    samples=samples, warmup=0, budget_s=budget_s, calls_per_sample=batch,
+                    samples=samples, warmup=0, budget_s=budget_s, calls_per_sample=long.batch,
                 )  # fmt: skip
-                return Timing(
-                    long,
-                    f"host clock around {batch} call(s) started back to back, divided by {batch}; "
-                    "L2 as the call before left it, which saves a call this long little",
-                )
-            seconds = behind_flush(
+                return Timing(seconds, long.how)
+            flushed = behind_flush(
                 call, wait, self._flusher(), samples=samples, warmup=warmup, budget_s=budget_s
             )
-            if seconds is not None:
-                return Timing(
-                    seconds,
-                    "host clock from emptying the L2 (writing and reading "
-                    f"{_FLUSH_BYTES // 2**20} MiB) to the result, the call started meanwhile; "
-                    "less the median time of emptying alone",
-                )
+            if flushed is not None:
+                return Timing(flushed, _BEHIND_FLUSH)
         batches, how = in_batches(call, wait, samples=samples, warmup=warmup, budget_s=budget_s)
-        if cold:
-            why = "a TPU has no cache to empty" if self.kind == "tpu" else "too short to time cold"
-            how = f"{how} ({why})"
-        return Timing(batches, how)
+        return Timing(batches, self._warm(how) if cold else how)
+
+    def _long(
+        self, call: Callable[[], Any], wait: Callable[[Any], None], warmup: int
+    ) -> Batches | None:
+        """Batches of a call that is long enough to be timed without emptying the L2."""
+        once = min(around(call, wait, None, samples=3, warmup=max(1, warmup), budget_s=None))
+        if once < _LONG_S:
+            return None
+        batch = math.ceil(_LONG_SAMPLE_S / once)
+        how = (
+            f"host clock around {batch} call(s) started back to back, divided by {batch}; "
+            "L2 as the call before left it, which saves a call this long little"
+        )
+        return Batches(call, wait, batch, how)
+
+    def _warm(self, how: str) -> str:
+        why = "a TPU has no cache to empty" if self.kind == "tpu" else "too short to time cold"
+        return f"{how} ({why})"
+
+    def _sampler(self, call: Callable[[], Any], *, warmup: int, cold: bool) -> Sampler:
+        wait = self.jax.block_until_ready
+        if self.kind == "cpu":
+            return super()._sampler(call, warmup=warmup, cold=cold)
+        if cold and self.kind == "gpu":
+            long = self._long(call, wait, warmup)
+            if long is not None:
+                return long
+            pilot = BehindFlush(call, wait, self._shared_flusher, 1)
+            for _ in range(_PILOT):
+                pilot.take()
+            if pilot.seconds() is not None:
+                pairs = BehindFlush(call, wait, self._shared_flusher, 1)
+                return Flushed(pairs, _BEHIND_FLUSH, partial(self._alone, call))
+        batches = Batches.of_short(call, wait, warmup)
+        batches.how = self._warm(batches.how) if cold else batches.how
+        return batches
+
+    def _alone(self, call: Callable[[], Any], samples: int) -> tuple[list[float], str]:
+        seconds, how = in_batches(
+            call, self.jax.block_until_ready, samples=samples, warmup=1, budget_s=None
+        )
+        return seconds, f"{self._warm(how)}, by itself"
+
+    @cached_property
+    def _shared_flusher(self) -> Callable[[], Any]:
+        """One pair of buffers for all calls that are sampled in turn."""
+        return self._flusher()
 
     def _flusher(self) -> Callable[[], Any]:
         jax, jnp = self.jax, self.jnp

@@ -10,11 +10,26 @@ from typing import Any
 import numpy as np
 
 from zenrepro.backends.base import Array, Backend, Timing, Unavailable
-from zenrepro.backends.timing import behind_flush, in_batches, on_cpu
+from zenrepro.backends.timing import (
+    Batches,
+    BehindFlush,
+    Flushed,
+    behind_flush,
+    in_batches,
+    on_cpu,
+)
+from zenrepro.backends.turns import Sampler
 from zenrepro.hardware import nvidia
 
 # Twice the largest last-level cache of any GPU or Apple chip sold so far.
 _FLUSH_BYTES = 2**28
+# Samples that tell whether a call is long enough to be timed behind a flush.
+_PILOT = 5
+_BEHIND_FLUSH = (
+    "host clock from emptying the cache (writing and reading "
+    f"{_FLUSH_BYTES // 2**20} MiB) to the result, the call started meanwhile; "
+    "less the median time of emptying alone"
+)
 
 
 class MlxBackend(Backend):
@@ -50,6 +65,11 @@ class MlxBackend(Backend):
     def asarray(self, array: np.ndarray, dtype: str) -> Array:
         target = self._dtypes[self._checked(dtype)]
         out = self.mx.array(np.ascontiguousarray(array), dtype=target)
+        self.mx.eval(out)
+        return out
+
+    def whole(self, array: np.ndarray) -> Array:
+        out = self.mx.array(np.ascontiguousarray(array))
         self.mx.eval(out)
         return out
 
@@ -104,17 +124,38 @@ class MlxBackend(Backend):
                 call, mx.eval, self._flusher(), samples=samples, warmup=warmup, budget_s=budget_s
             )
             if seconds is not None:
-                return Timing(
-                    seconds,
-                    "host clock from emptying the cache (writing and reading "
-                    f"{_FLUSH_BYTES // 2**20} MiB) to the result, the call started meanwhile; "
-                    "less the median time of emptying alone",
-                )
-
+                return Timing(seconds, _BEHIND_FLUSH)
         batches, how = in_batches(
             partial(self.start, call), mx.eval, samples=samples, warmup=warmup, budget_s=budget_s
         )
         return Timing(batches, f"{how} (too short to time cold)" if cold else how)
+
+    def _sampler(self, call: Callable[[], Any], *, warmup: int, cold: bool) -> Sampler:
+        wait = self.mx.eval
+        if self.kind == "cpu":
+            return super()._sampler(call, warmup=warmup, cold=cold)
+        if cold:
+            pairs = BehindFlush(call, wait, self._shared_flusher, warmup)
+            for _ in range(_PILOT):
+                pairs.take()
+            if pairs.seconds() is not None:
+                pairs = BehindFlush(call, wait, self._shared_flusher, 1)
+                return Flushed(pairs, _BEHIND_FLUSH, partial(self._alone, call))
+        batches = Batches.of_short(partial(self.start, call), wait, warmup)
+        if cold:
+            batches.how += " (too short to time cold)"
+        return batches
+
+    def _alone(self, call: Callable[[], Any], samples: int) -> tuple[list[float], str]:
+        seconds, how = in_batches(
+            partial(self.start, call), self.mx.eval, samples=samples, warmup=1, budget_s=None
+        )
+        return seconds, f"{how} (too short to time cold), by itself"
+
+    @cached_property
+    def _shared_flusher(self) -> Callable[[], Any]:
+        """One pair of buffers for all calls that are sampled in turn."""
+        return self._flusher()
 
     def _flusher(self) -> Callable[[], Any]:
         mx = self.mx

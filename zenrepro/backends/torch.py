@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -11,6 +11,7 @@ import numpy as np
 
 from zenrepro.backends.base import Array, Backend, Timing, Unavailable, one_line
 from zenrepro.backends.timing import enough, on_cpu
+from zenrepro.backends.turns import Turn, fitting, forgotten, others, rounds
 from zenrepro.hardware import nvidia
 
 # Samples queued on the GPU between two waits: enough that it never idles, few enough that the time
@@ -60,6 +61,9 @@ class TorchBackend(Backend):
         # A copy: torch would share the host's memory, and numpy may forbid writing to it.
         host = self.torch.from_numpy(np.array(array, order="C"))
         return host.to(self.device).to(target)
+
+    def whole(self, array: np.ndarray) -> Array:
+        return self.torch.from_numpy(np.array(array, order="C")).to(self.device)
 
     def numpy(self, array: Array) -> np.ndarray:
         wanted = self.torch.float64 if array.dtype == self.torch.float64 else self.torch.float32
@@ -131,14 +135,122 @@ class TorchBackend(Backend):
             torch.cuda.synchronize(self.index)
             seconds += [begin.elapsed_time(end) / 1e3 for begin, end in pairs]
             queued = max(1, min(_MOST_QUEUED, int(_QUEUED_S / max(seconds[-1], 1e-9))))
-        caches = (
-            f"L2 emptied before each by writing and reading {self._flush_bytes // 2**20} MiB"
-            if cold
-            else "warm L2"
-        )
-        return Timing(seconds, f"{how}; {caches}")
+        return Timing(seconds, self._said(how, cold))
 
-    def _capture(self, call: Callable[[], Any], warmup: int) -> tuple[Callable[[], Any], str]:
+    def time_together(
+        self,
+        calls: Mapping[str, Callable[[], Any]],
+        *,
+        samples: Mapping[str, int],
+        warmup: Mapping[str, int],
+        cold: bool,
+        budget_s: float | None = None,
+    ) -> dict[str, Turn]:
+        """On CUDA all calls are captured first; each replay of a round has its own events.
+
+        Graphs that do not fit in memory beside those before them are timed after them, by
+        themselves: ``Turn.beside`` then names fewer calls than were given.
+        """
+        if self.kind != "cuda":
+            return super().time_together(
+                calls, samples=samples, warmup=warmup, cold=cold, budget_s=budget_s
+            )
+        out: dict[str, Turn] = {}
+        left = list(calls)
+        while left:
+            captured: dict[str, tuple[Callable[[], Any], str]] = {}
+            try:
+                with self.torch.inference_mode():
+                    left = self._capture_all(calls, left, captured, out)
+                    if captured:
+                        out |= self._rounds(captured, samples, warmup, cold, budget_s)
+            finally:
+                captured.clear()
+                self.release()
+        return {name: out[name] for name in calls}
+
+    def _capture_all(
+        self,
+        calls: Mapping[str, Callable[[], Any]],
+        names: list[str],
+        captured: dict[str, tuple[Callable[[], Any], str]],
+        out: dict[str, Turn],
+    ) -> list[str]:
+        """Capture as many as fit; returns those that do not fit beside the ones before them.
+
+        One pool serves all graphs: they never run at once, so that what one of them only needs
+        while it runs lies where another has its own.
+        """
+        pool = self.torch.cuda.graph_pool_handle()
+        for place, name in enumerate(names):
+            try:
+                captured[name] = self._capture(calls[name], 2, pool)
+            except Exception as error:  # noqa: BLE001  (handed to the caller; the others go on)
+                if captured and self.is_out_of_memory(error):
+                    forgotten(error)
+                    return names[place:]
+                out[name] = Turn(None, forgotten(error))
+        return []
+
+    def _rounds(
+        self,
+        captured: Mapping[str, tuple[Callable[[], Any], str]],
+        samples: Mapping[str, int],
+        warmup: Mapping[str, int],
+        cold: bool,
+        budget_s: float | None,
+    ) -> dict[str, Turn]:
+        """Replay in rounds. Some of the warm-up of each warms the device for all."""
+        flush = self._flusher() if cold else None
+        failed: dict[str, Exception] = {}
+        seconds: dict[str, list[float]] = {name: [] for name in captured}
+
+        def play(order: Sequence[str]) -> None:
+            marks = {}
+            for name in order:
+                if name in failed:
+                    continue
+                begin, end = (self.torch.cuda.Event(enable_timing=True) for _ in range(2))
+                try:
+                    if flush:
+                        flush()
+                    begin.record()
+                    captured[name][0]()
+                    end.record()
+                except Exception as error:  # noqa: BLE001  (as above)
+                    failed[name] = forgotten(error)
+                    continue
+                marks[name] = (begin, end)
+            self.torch.cuda.synchronize(self.index)
+            for name, (begin, end) in marks.items():
+                seconds[name].append(begin.elapsed_time(end) / 1e3)
+
+        for order in rounds({n: max(1, warmup[n] // len(captured)) for n in captured}):
+            play(order)
+        lengths = {name: taken[-1] for name, taken in seconds.items() if taken}
+        seconds = {name: [] for name in captured}
+        for order in rounds(
+            {name: fitting(samples[name], length, budget_s) for name, length in lengths.items()}
+        ):
+            play(order)
+        well = tuple(name for name in captured if name not in failed)
+        return {
+            name: Turn(None, failed[name])
+            if name in failed
+            else Turn(Timing(seconds[name], self._said(how, cold)), None, others(name, well))
+            for name, (_, how) in captured.items()
+        }
+
+    def _said(self, how: str, cold: bool) -> str:
+        """How a sample was taken, its cache included."""
+        if not cold:
+            return f"{how}; warm L2"
+        size = self._flush_bytes // 2**20
+        return f"{how}; L2 emptied before each by writing and reading {size} MiB"
+
+    def _capture(
+        self, call: Callable[[], Any], warmup: int, pool: Any = None
+    ) -> tuple[Callable[[], Any], str]:
         """A replay of ``call`` as a CUDA graph; the call itself, and why, where it has none."""
         torch = self.torch
         stream = torch.cuda.Stream(self.index)
@@ -150,7 +262,7 @@ class TorchBackend(Backend):
         torch.cuda.synchronize(self.index)
         graph = torch.cuda.CUDAGraph()
         try:
-            with torch.cuda.graph(graph, stream=stream):
+            with torch.cuda.graph(graph, stream=stream, pool=pool):
                 held = call()
         except Exception as error:
             if self.is_out_of_memory(error):

@@ -8,21 +8,18 @@ from typing import Any, Literal
 
 import msgspec
 
-from zenrepro import counts, measure
+from zenrepro import counts
 from zenrepro.errors import InputError
-from zenrepro.experiments import session
-from zenrepro.experiments.point import UNITS, Point, Result
+from zenrepro.experiments import operation, session
+from zenrepro.experiments.operation import Drawn, Peaks, Sizes
+from zenrepro.experiments.point import Point, Prepared, Result
 from zenrepro.formats import element_bytes
 from zenrepro.ops.attention.cases import CASES, Case
 from zenrepro.ops.attention.problem import Problem
 from zenrepro.ops.attention.table import TABLE
-from zenrepro.ops.entry import Entry, UnsupportedError
-from zenrepro.ops.gate import Verdict
-from zenrepro.records import Status, Work
+from zenrepro.ops.entry import Entry
 
 BASELINE = "naive"
-# What says that an implementation cannot run a case: the two quantities that tables ask for.
-NOT_RUN = [("time", "call"), ("throughput", "rate")]
 _TABLE = "zenrepro.ops.attention.table"
 _CASES = "zenrepro.ops.attention.cases"
 
@@ -43,27 +40,32 @@ class Parameters(session.Parameters, frozen=True, forbid_unknown_fields=True, kw
 
 
 def points(run: session.Session) -> Iterator[Point]:
-    """One point for each case, dtype and implementation of the session's backend.
+    """One point for each case, dtype and implementation of the session's backend; those of one
+    case and dtype are sampled in turn.
 
     Raises InputError for an implementation that the table does not have, or sizes that do not fit.
     """
     kind = run.hardware.device.partition(":")[0]
     wanted = chosen(run.parameters)
-    held: list[Problem] = []
+    drawn = Drawn(lambda: run.backend)
     for case in cases(run.parameters):
         for dtype in dtypes(run.parameters, case, kind):
+            stated = operation.peaks(run, dtype)
+            conditions = case.conditions(dtype)
             for entry in wanted:
-                conditions = case.conditions(dtype)
                 unavailable = entry.status(run.hardware, conditions)
+                names = operation.produces(case.phase, kind, stated)
                 yield Point(
                     implementation=entry.name,
                     conditions=conditions,
-                    produces=NOT_RUN if unavailable else produces(case, kind),
-                    measure=partial(_measure, run, entry, case, dtype, held),
+                    produces=operation.NOT_RUN if unavailable else names,
+                    prepare=partial(_prepare, run, entry, case, dtype, stated, drawn),
+                    group=f"{case} {dtype}",
                     origin=entry.origin,
                     modules=[entry.module],
                     rows=[f"{_TABLE}:{entry.name}"]
                     + ([f"{_CASES}:{case.name}"] if case.name else []),
+                    data=stated.data,
                     unavailable=unavailable,
                     baseline=None if entry.algorithm == BASELINE else f"{entry.backend}.{BASELINE}",
                 )
@@ -71,18 +73,7 @@ def points(run: session.Session) -> Iterator[Point]:
 
 def chosen(parameters: Parameters) -> list[Entry]:
     """The backend's implementations that the parameters ask for, in the table's order."""
-    rows = [entry for entry in TABLE if entry.backend == parameters.backend]
-    if parameters.implementations is None:
-        return rows
-    names = [name.strip() for name in parameters.implementations.split(",") if name.strip()]
-    known = {entry.algorithm for entry in rows} | {entry.name for entry in rows}
-    for name in names:
-        if name not in known:
-            raise InputError(
-                f"implementations: {parameters.backend} has no attention {name!r}; "
-                f"it has {', '.join(entry.algorithm for entry in rows)}"
-            )
-    return [entry for entry in rows if entry.algorithm in names or entry.name in names]
+    return operation.chosen("attention", TABLE, parameters.backend, parameters.implementations)
 
 
 def dtypes(parameters: Parameters, case: Case, kind: str) -> tuple[str, ...]:
@@ -114,13 +105,10 @@ def cases(parameters: Parameters) -> list[Case]:
 
 
 def _checked(case: Case) -> Case:
-    sizes = {
-        "batch": case.batch, "heads": case.heads, "kv_heads": case.kv_heads,
-        "head_dim": case.head_dim, "seq_len": case.cache_len,
-    }  # fmt: skip
-    for name, size in sizes.items():
-        if size < 1:
-            raise InputError(f"{name}: wants a positive whole number, got {size}")
+    operation.positive(
+        batch=case.batch, heads=case.heads, kv_heads=case.kv_heads, head_dim=case.head_dim,
+        seq_len=case.cache_len,
+    )  # fmt: skip
     if case.heads % case.kv_heads:
         raise InputError(
             f"kv_heads: wants a number that divides the {case.heads} heads, got {case.kv_heads}"
@@ -132,91 +120,27 @@ def _checked(case: Case) -> Case:
     return case
 
 
-def produces(case: Case, kind: str) -> list[tuple[str, str]]:
-    """What a point of this case writes. A CPU does not tell what memory one call takes."""
-    out = [("error", "relative"), ("time", "call"), ("flop_rate", "rate"), ("throughput", "rate")]
-    if case.phase == "decode":
-        out.append(("bandwidth", "rate"))
-    if kind != "cpu":
-        out.append(("memory", "working"))
-    return out
+def _prepare(
+    run: session.Session, entry: Entry, case: Case, dtype: str, stated: Peaks, drawn: Drawn
+) -> Prepared | list[Result]:
+    names = operation.produces(case.phase, run.backend.kind, stated)
+    return operation.prepare(
+        entry,
+        names,
+        sizes(entry, case, dtype),
+        stated,
+        lambda: drawn.get((case, dtype), lambda: Problem(run.backend, case, dtype, run.seed)),
+    )
 
 
-def _measure(
-    run: session.Session, entry: Entry, case: Case, dtype: str, held: list[Problem]
-) -> list[Result]:
-    """Gate, then samples. A wrong output has a reason and no speed."""
-    names = produces(case, run.backend.kind)
-    try:
-        problem = _problem(run, case, dtype, held)
-        call = problem.call(entry)
-        verdict = problem.judge(call)
-    except UnsupportedError as error:
-        return _without(names, Status.UNSUPPORTED, f"{entry.name}: {error}")
-    if not verdict.passed:
-        return _without(names, Status.FAILED, f"{entry.name}: {verdict.reason}")
-    sampled = measure.sample(run.backend, call, scale=run.scale)
+def sizes(entry: Entry, case: Case, dtype: str) -> Sizes:
+    """What one call does. The baseline also moves its scores: written and read twice."""
     work = counts.attention_of(case.conditions(dtype))
-    return [_error(problem, verdict), *_rates(case, sampled, work, names, problem)]
-
-
-def _problem(run: session.Session, case: Case, dtype: str, held: list[Problem]) -> Problem:
-    """The inputs, shared by the implementations that follow each other on one case."""
-    if held and (held[0].case, held[0].dtype) == (case, dtype):
-        return held[0]
-    held.clear()  # before drawing: two large cases do not fit beside each other
-    run.backend.release()
-    held.append(Problem(run.backend, case, dtype, run.seed))
-    return held[0]
-
-
-def _error(problem: Problem, verdict: Verdict) -> Result:
-    return Result(
-        quantity="error",
-        metric="relative",
-        unit="1",
-        samples=[] if verdict.error is None else [verdict.error],
-        method=f"Frobenius norm, {problem.compared}; bound {verdict.bound:.2e}",
-    )
-
-
-def _rates(
-    case: Case,
-    sampled: measure.Sampled,
-    work: Work,
-    names: list[tuple[str, str]],
-    problem: Problem,
-) -> Iterator[Result]:
-    """Each announced quantity but the error, from the same samples."""
-    flops, moved, tokens = work.flops or 0.0, work.bytes or 0.0, case.batch * case.query_len
-    of = partial(Result.of, sampled, work=work)
-    yield of("time", "call", "s")
-    yield of("flop_rate", "rate", "FLOP/s", lambda s: flops / s)
-    yield of("throughput", "rate", "token/s", lambda s: tokens / s)
-    if ("bandwidth", "rate") in names:
-        yield of("bandwidth", "rate", "B/s", lambda s: moved / s)
-    if ("memory", "working") in names:
-        yield _memory(sampled, problem)
-
-
-def _memory(sampled: measure.Sampled, problem: Problem) -> Result:
-    """What the call holds at its peak beyond its inputs and its output."""
-    made = Result.of(sampled, "memory", "working", "B")
-    if sampled.peak_bytes is None:
-        reason = made.reason or f"{problem.backend.name} does not tell this call's peak"
-        status = Status.UNSUPPORTED if made.samples else made.status
-        return msgspec.structs.replace(made, samples=[], status=status, reason=reason)
-    case = problem.case
-    out = case.batch * case.query_len * case.heads * case.value_dim
-    size = out * element_bytes(problem.dtype)
-    method = "peak of the allocator during one call, less what was held before and the output"
-    return msgspec.structs.replace(
-        made, samples=[max(0.0, sampled.peak_bytes - size)], method=method
-    )
-
-
-def _without(names: list[tuple[str, str]], status: Status, reason: str) -> list[Result]:
-    return [
-        Result(quantity=q, metric=m, unit=UNITS.get(q, "1"), status=status, reason=reason)
-        for q, m in names
-    ]
+    moved = None
+    if entry.algorithm == BASELINE:
+        moved = (work.bytes or 0.0) + counts.materialised_scores(
+            batch=case.batch, query_len=case.query_len, cache_len=case.cache_len,
+            heads=case.heads, dtype=dtype,
+        )  # fmt: skip
+    tokens = case.batch * case.query_len
+    return Sizes(work, tokens, tokens * case.heads * case.value_dim * element_bytes(dtype), moved)

@@ -47,13 +47,18 @@ class Waiting(msgspec.Struct, frozen=True, tag=True, kw_only=True):
 
 
 class Measuring(msgspec.Struct, frozen=True, tag=True, kw_only=True):
-    """A point starts. ``if_it_dies`` are the records to store should the process die in it."""
+    """A point starts, or the rounds in which several that were prepared are sampled in turn.
+
+    ``if_it_dies`` are the records to store should the process die in it. ``rounds``: how many
+    points are sampled together, 0 for a point that starts.
+    """
 
     index: int
     total: int
     name: str
     estimate_s: float | None
     if_it_dies: list[Record]
+    rounds: int = 0
 
 
 class Measured(msgspec.Struct, frozen=True, tag=True, kw_only=True):

@@ -11,6 +11,9 @@ from zenrepro.records import Record, Status
 NOT_ATTEMPTED = "not attempted"
 """Flag of a record whose reason was known before measuring: stale once the reason is gone."""
 
+DIED_TOGETHER = "died while several were sampled in turn"
+"""Flag of a record whose process died in rounds with others: one of them did it, unknown which."""
+
 
 def why_stale(record: Record, now: Record, selecting: Sequence[str] = ()) -> str | None:
     """Why ``record`` must be measured again, None where it is fresh.

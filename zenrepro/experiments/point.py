@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, Literal, Protocol
+from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
 import msgspec
 
@@ -100,11 +100,22 @@ class Result(msgspec.Struct, kw_only=True):
         )
 
 
+class Prepared(NamedTuple):
+    """A call that passed its gate, and what turns its samples into results."""
+
+    call: Callable[[], Any]
+    finish: Callable[[Any], list[Result]]
+    """Takes the ``measure.Sampled`` of the call, whatever its status."""
+
+
 class Point(msgspec.Struct, kw_only=True):
     """One unit of resumable work: it yields the records ``produces`` of one implementation.
 
-    ``measure`` is called only when a record is missing or stale. ``modules``, ``rows`` and
-    ``data`` are what freshness hashes, besides the experiment's own module: the modules whose
+    Work is either ``measure``, which samples by itself, or ``prepare``, whose call the session
+    samples: points that follow each other with the same ``group`` in turn (A B C, B C A, ...), so
+    that they can be compared. ``prepare`` runs the gate; where that fails it returns results in
+    place of a call. Both are called only when a record is missing or stale. ``modules``, ``rows``
+    and ``data`` are what freshness hashes, besides the experiment's own module: the modules whose
     import closure takes part, table rows as ``module:name``, and project-relative data files.
     ``unavailable`` is a status and reason known without measuring.
     """
@@ -112,10 +123,32 @@ class Point(msgspec.Struct, kw_only=True):
     implementation: str
     conditions: dict[str, Any]
     produces: Sequence[tuple[str, str]]
-    measure: Callable[[], list[Result]]
     origin: Origin
+    measure: Callable[[], list[Result]] | None = None
+    prepare: Callable[[], Prepared | list[Result]] | None = None
+    group: str | None = None
     modules: Sequence[str] = ()
     rows: Sequence[str] = ()
     data: Sequence[str] = ()
     unavailable: tuple[Status, str] | None = None
     baseline: str | None = None
+
+    def __post_init__(self) -> None:
+        if (self.measure is None) == (self.prepare is None):
+            raise ValueError(f"point {self.implementation}: wants either `measure` or `prepare`")
+
+
+def together(points: Sequence[Point], alone: Collection[int] = ()) -> Iterator[list[Point]]:
+    """The points as they are to be sampled: neighbours of one group together, in their order.
+
+    ``alone`` are the ``id`` of points that are to be sampled by themselves all the same.
+    """
+    held: list[Point] = []
+    for point in points:
+        joins = point.group is not None and point.prepare is not None and id(point) not in alone
+        if held and not (joins and held[0].group == point.group and id(held[0]) not in alone):
+            yield held
+            held = []
+        held.append(point)
+    if held:
+        yield held

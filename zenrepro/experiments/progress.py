@@ -53,7 +53,8 @@ class Lines:
         if isinstance(event, events.Waiting):
             return [f"  waiting: another run is measuring on {event.device}"]
         if isinstance(event, events.Measuring):
-            self._names[event.index] = event.name
+            if not event.rounds:
+                self._names[event.index] = event.name
             return []
         if isinstance(event, events.Measured):
             name = self._names.pop(event.index, "")

@@ -26,14 +26,24 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from zenrepro import backends, params, paths, sources
+from zenrepro import backends, measure, params, paths, sources
 from zenrepro import hardware as hardware_module
+from zenrepro.backends.turns import forgotten
 from zenrepro.conditions import canonical
 from zenrepro.errors import InputError
 from zenrepro.experiments import drafts, events, freshness, provenance
 from zenrepro.experiments.durations import Durations
-from zenrepro.experiments.point import UNITS, Parameters, Point, Result, default_scale
+from zenrepro.experiments.point import (
+    UNITS,
+    Parameters,
+    Point,
+    Prepared,
+    Result,
+    default_scale,
+    together,
+)
 from zenrepro.experiments.progress import Progress
+from zenrepro.experiments.ready import Ready, free_name
 from zenrepro.experiments.table import Table
 from zenrepro.ops.entry import UnsupportedError
 from zenrepro.paths import Project
@@ -44,7 +54,7 @@ if TYPE_CHECKING:
     from zenrepro.backends import Backend
     from zenrepro.hardware import Hardware
 
-__all__ = ["Parameters", "Point", "Result", "Session", "start"]
+__all__ = ["Parameters", "Point", "Prepared", "Result", "Session", "start"]
 
 
 def start(experiment: str, given: Mapping[str, Any], project: Project | None = None) -> Session:
@@ -178,8 +188,9 @@ class Session:
     def measure(self, points: Iterable[Point]) -> list[Record]:
         """Measure what is missing or stale; return the records of all points, in their order.
 
-        Every point's records are stored before the next point starts. A point that raises becomes
-        ``failed`` records, and the next one is measured; KeyboardInterrupt stops at once.
+        Points of one group are prepared one by one, then sampled in turn. Records are stored before
+        the next group, or point without one, starts. A point that raises becomes ``failed``
+        records, and the others are measured; KeyboardInterrupt stops at once.
         """
         edited = drafts.edited(
             self.project,
@@ -201,8 +212,10 @@ class Session:
                     again = {id(point): why for point, why in self.plan(todo)}
                     todo = [point for point in todo if again[id(point)]]
                     self._announce(len(planned), todo, edited)
-                for index, point in enumerate(todo):
-                    self._measure(point, index, len(todo))
+                index = 0
+                for group in together(todo, alone={id(p) for p in todo if self._split(p)}):
+                    self._measure(group, index, len(todo))
+                    index += len(group)
         records = [self._seen[shell.identity()] for p, _ in planned for shell in self._shells(p)]
         self.progress.emit(events.Done.of(records))
         return records
@@ -223,27 +236,79 @@ class Session:
 
     # -- one point ---------------------------------------------------------------------------
 
-    def _measure(self, point: Point, index: int, total: int) -> None:
-        shells = self._shells(point)
-        key = self._durations.key(point, self.scale)
+    def _measure(self, points: list[Point], index: int, total: int) -> None:
+        """Prepare each point, sample those that are ready in turn, store the records of all."""
+        ready: dict[str, Ready] = {}
+        for place, point in enumerate(points, start=index):
+            one = Ready(place, point, self._shells(point))
+            self.progress.emit(
+                events.Measuring(
+                    index=place,
+                    total=total,
+                    name=one.name,
+                    estimate_s=self.estimate(point),
+                    if_it_dies=one.shells,
+                )
+            )
+            try:
+                done = point.prepare() if point.prepare else None
+                if isinstance(done, Prepared):
+                    one.take(done)
+                    ready[free_name(point.implementation, ready)] = one
+                    continue
+                if done is None:
+                    done = point.measure() if point.measure else []
+                records = self._fill(one.shells, done)
+            except Exception as error:  # noqa: BLE001  (recorded; the others go on)
+                records = self._failed(one.shells, forgotten(error))
+            self._store(records)
+            self._ended(one, records, total)
+        if ready:
+            self._sample(ready, total)
+
+    def _sample(self, ready: dict[str, Ready], total: int) -> None:
+        """Sample calls that passed their gates, in turn where there are several."""
+        if len(ready) > 1:
+            self._announce_rounds(ready, total)
+        began = time.perf_counter()
+        calls = {name: one.call for name, one in ready.items() if one.call is not None}
+        sampled = measure.sample_together(self.backend, calls, scale=self.scale)
+        each = (time.perf_counter() - began) / len(ready)
+        ended = []
+        for name, one in ready.items():
+            seen = sampled[name]
+            seen.reason = seen.reason and provenance.without_places(seen.reason)
+            one.sampled_s = each
+            try:
+                records = self._fill(one.shells, one.finish(seen) if one.finish else [])
+            except Exception as error:  # noqa: BLE001  (recorded; the others go on)
+                records = self._failed(one.shells, forgotten(error))
+            self._store(records)
+            ended.append((one, records))
+        for one, records in ended:  # told once all are stored: dying in between loses none
+            self._ended(one, records, total)
+
+    def _announce_rounds(self, ready: dict[str, Ready], total: int) -> None:
+        first = next(iter(ready.values()))
         self.progress.emit(
             events.Measuring(
-                index=index,
+                index=first.index,
                 total=total,
-                name=events.name(point.implementation, shells[0].conditions),
-                estimate_s=self._durations.estimate(key),
-                if_it_dies=shells,
+                name=f"{', '.join(ready)} in turn, {first.conditions}",
+                estimate_s=None,
+                if_it_dies=[
+                    msgspec.structs.replace(shell, flags=[freshness.DIED_TOGETHER])
+                    for one in ready.values()
+                    for shell in one.shells
+                ],
+                rounds=len(ready),
             )
         )
-        began = time.perf_counter()
-        try:
-            records = self._fill(shells, point.measure())
-        except Exception as error:  # noqa: BLE001  (recorded with its reason; the others go on)
-            records = self._failed(shells, error)
-        self._store(records)
-        seconds = time.perf_counter() - began
-        self._durations.put(key, seconds)
-        self.progress.emit(events.Measured.of(index, total, records, seconds))
+
+    def _ended(self, one: Ready, records: list[Record], total: int) -> None:
+        """Tell that a point whose records are stored ended, and remember how long it took."""
+        self._durations.put(self._durations.key(one.point, self.scale), one.seconds)
+        self.progress.emit(events.Measured.of(one.index, total, records, one.seconds))
 
     def _shells(self, point: Point) -> list[Record]:
         """What the point would write if it died now: failed records, complete but for a reason."""
@@ -344,6 +409,8 @@ class Session:
                     return f"{reason[0]}: {reason[1]}"
                 continue
             if self._run_started and (record.started or "") >= self._run_started:
+                if freshness.DIED_TOGETHER in record.flags:
+                    return "its process died while several were sampled in turn: now by itself"
                 continue  # written in this very run, before its kernel died
             if self._force:
                 return "forced"
@@ -351,6 +418,18 @@ class Session:
             if why is not None:
                 return why
         return None
+
+    def _split(self, point: Point) -> bool:
+        """Whether the point is to be sampled by itself: its process died in rounds in this run."""
+        if not self._run_started:
+            return False
+        found = [self._seen.get(shell.identity()) for shell in self._shells(point)]
+        return any(
+            record is not None
+            and freshness.DIED_TOGETHER in record.flags
+            and (record.started or "") >= self._run_started
+            for record in found
+        )
 
     def _inputs(
         self, modules: tuple[str, ...], rows: tuple[str, ...], data: tuple[str, ...]
