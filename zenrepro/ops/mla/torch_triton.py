@@ -225,5 +225,5 @@ def combine(parts: torch.Tensor, lse: torch.Tensor, out: torch.Tensor) -> None:
     kernels.combine[(rows, batch, LATENT // columns)](
         parts, lse, out, *parts.stride()[:3], *lse.stride()[:2], *out.stride()[:2], count,
         SPLITS=max(2, 1 << (count - 1).bit_length()), CHUNK=8 if columns == 512 else 16,
-        COLUMNS=columns, DEPENDENT=False, num_warps=4,
+        COLUMNS=columns, DEPENDENT=False, INTERPRETED=interpreted(), num_warps=4,
     )  # fmt: skip
