@@ -74,6 +74,22 @@ def test_a_replay_computes_what_the_call_does(cuda: TorchBackend) -> None:
     assert cuda.torch.equal(out, a @ a)
 
 
+def test_calls_are_timed_together_as_graphs_of_one_pool(cuda: TorchBackend) -> None:
+    a = cuda.random((2048, 2048), "bf16", 0)
+    b = cuda.random((2048, 2048), "bf16", 1)
+    calls = {"once": lambda: a @ b, "twice": lambda: (a @ b) @ b, "wrong": lambda: a @ b[:3]}
+    got = cuda.time_together(
+        calls, samples=dict.fromkeys(calls, 20), warmup=dict.fromkeys(calls, 5), cold=True
+    )
+    assert got["wrong"].error is not None
+    once, twice = (got[name].timing for name in ("once", "twice"))
+    assert once is not None
+    assert twice is not None
+    assert "replay of a CUDA graph" in once.method
+    assert got["once"].beside == ("twice",)
+    assert 1.3 < median(twice.seconds) / median(once.seconds) < 2.7
+
+
 def test_peak_memory_is_what_one_call_adds(cuda: TorchBackend) -> None:
     a = cuda.random((1024, 1024), "fp32", 0)
     peak = cuda.peak_memory(lambda: a + 1)

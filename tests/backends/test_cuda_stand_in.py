@@ -174,3 +174,131 @@ def test_the_time_box_ends_between_queues(backend: TorchBackend, gpu: Gpu) -> No
         lambda: gpu.run("kernel", 800.0), samples=50, warmup=1, cold=False, budget_s=0.0
     )
     assert len(seconds) == 3
+
+
+def together(backend: TorchBackend, calls: dict[str, Any], **given: Any) -> Any:
+    wanted = {"samples": 4, "warmup": 1} | given
+    return backend.time_together(
+        calls,
+        samples=dict.fromkeys(calls, wanted["samples"]),
+        warmup=dict.fromkeys(calls, wanted["warmup"]),
+        cold=True,
+        budget_s=given.get("budget_s"),
+    )
+
+
+def kernel(gpu: Gpu, name: str, ms: float) -> Any:
+    return lambda: gpu.run(name, ms)
+
+
+def test_all_are_captured_before_the_rounds_and_each_replay_follows_a_flush(
+    backend: TorchBackend, gpu: Gpu
+) -> None:
+    got = together(backend, {"a": kernel(gpu, "a", 0.5), "b": kernel(gpu, "b", 0.25)})
+    assert got["a"].timing.seconds == pytest.approx([0.5e-3] * 4)
+    assert got["b"].timing.seconds == pytest.approx([0.25e-3] * 4)
+    assert (got["a"].beside, got["b"].beside) == (("b",), ("a",))
+    assert "replay of a CUDA graph" in got["a"].timing.method
+    flushed = ["write", "read"]
+    # Two calls each warm them up; one round warms the device; then the rounds, the order rotating.
+    begin = ["a", "a", "b", "b"]
+    rounds = [["a", "b"], ["a", "b"], ["b", "a"], ["a", "b"], ["b", "a"]]
+    played = [step for order in rounds for name in order for step in (*flushed, name)]
+    assert gpu.ran == [*begin, *played, "emptied"]
+
+
+def test_graphs_share_one_pool(backend: TorchBackend, gpu: Gpu) -> None:
+    pools = []
+    real = gpu.cuda.graph
+
+    def graph(one: Graph, stream: Any, pool: Any = None) -> Any:
+        pools.append(pool)
+        return real(one, stream=stream, pool=pool)
+
+    gpu.cuda.graph = graph
+    together(backend, {name: kernel(gpu, name, 0.5) for name in "abc"})
+    assert len(pools) == 3
+    assert len(set(map(id, pools))) == 1
+    assert pools[0] is not None
+
+
+def test_a_slow_call_gets_fewer_samples_among_the_others(backend: TorchBackend, gpu: Gpu) -> None:
+    calls = {"slow": kernel(gpu, "slow", 400.0), "fast": kernel(gpu, "fast", 0.1)}
+    got = together(backend, calls, samples=30, budget_s=2.0)
+    assert len(got["slow"].timing.seconds) == 5
+    assert len(got["fast"].timing.seconds) == 30
+    kernels = [name for name in gpu.ran[-(35 * 3) :] if name in calls]
+    slow = [i for i, name in enumerate(kernels) if name == "slow"]
+    assert slow[0] > 0  # among the fast ones, not all before them
+    assert slow[-1] >= len(kernels) - 2
+
+
+def test_captures_that_do_not_fit_together_are_timed_after_those_that_do(
+    backend: TorchBackend, gpu: Gpu
+) -> None:
+    held: list[str] = []
+
+    def large(name: str) -> Any:
+        def call() -> None:
+            if gpu.captured is not None:
+                if len(held) == 2:
+                    held.clear()
+                    raise OutOfMemoryError("CUDA out of memory. Tried to allocate 48 GiB")
+                held.append(name)
+            gpu.run(name, 1.0)
+
+        return call
+
+    got = together(backend, {name: large(name) for name in "abc"})
+    assert all(len(turn.timing.seconds) == 4 for turn in got.values())
+    assert {name: turn.beside for name, turn in got.items()} == {"a": ("b",), "b": ("a",), "c": ()}
+    emptied = gpu.ran.index("emptied")  # what the first two held is given back before the third
+    assert "c" not in gpu.ran[gpu.ran.index("a", 4) : emptied][4:]
+    assert gpu.ran[emptied:].count("c") == 2 + 1 + 4
+
+
+def test_what_does_not_fit_alone_is_out_of_memory_and_the_others_are_timed(
+    backend: TorchBackend, gpu: Gpu
+) -> None:
+    def huge() -> None:
+        raise OutOfMemoryError("CUDA out of memory. Tried to allocate 400 GiB")
+
+    def wrong() -> None:
+        raise ValueError("of the call")
+
+    calls = {"a": kernel(gpu, "a", 0.5), "huge": huge, "wrong": wrong, "b": kernel(gpu, "b", 0.5)}
+    got = together(backend, calls)
+    assert list(got) == list(calls)
+    assert backend.is_out_of_memory(got["huge"].error)
+    assert str(got["wrong"].error) == "of the call"
+    assert len(got["a"].timing.seconds) == len(got["b"].timing.seconds) == 4
+
+
+def test_one_that_breaks_in_the_rounds_drops_out(backend: TorchBackend, gpu: Gpu) -> None:
+    calls = iter(range(100))
+
+    def breaks() -> None:  # cannot be captured, so it is called in every round
+        if gpu.captured is not None:
+            raise RuntimeError("operation not permitted when stream is capturing")
+        if next(calls) == 4:
+            raise ValueError("late")
+        gpu.run("breaks", 0.5)
+
+    got = together(backend, {"a": kernel(gpu, "a", 0.5), "breaks": breaks})
+    assert str(got["breaks"].error) == "late"
+    assert len(got["a"].timing.seconds) == 4
+    assert got["a"].beside == ()
+
+
+def test_a_call_that_cannot_be_captured_is_timed_plainly_among_the_others(
+    backend: TorchBackend, gpu: Gpu
+) -> None:
+    def plain() -> None:
+        if gpu.captured is not None:
+            raise RuntimeError("operation not permitted when stream is capturing")
+        gpu.run("plain", 0.5)
+
+    got = together(backend, {"a": kernel(gpu, "a", 0.5), "plain": plain})
+    assert "not a graph" in got["plain"].timing.method
+    assert got["plain"].timing.seconds == pytest.approx([0.5e-3] * 4)
+    assert got["plain"].beside == ("a",)

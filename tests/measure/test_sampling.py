@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 
 from zenrepro import backends, measure
+from zenrepro.backends import Timing
+from zenrepro.backends.turns import Turn
 from zenrepro.errors import InputError
 from zenrepro.hardware import State
 from zenrepro.measure import sampling
@@ -141,3 +143,66 @@ def test_real_backends_are_sampled(name: str) -> None:
     assert len(sampled.seconds) == 3
     assert all(math.isfinite(s) and s > 0 for s in sampled.seconds)
     assert sampled.state.packages[name]
+
+
+def test_calls_are_sampled_together_and_the_method_says_beside_which(scripted: Any) -> None:
+    sampled = measure.sample_together(scripted, {"a": nothing, "b": nothing}, scale="small")
+    assert list(sampled) == ["a", "b"]
+    assert sampled["a"].status is Status.OK
+    assert sampled["a"].seconds == [1e-3] * 15 * 15  # the script gives 15 for each one asked
+    assert sampled["a"].method == "by script; in turn with b"
+    assert sampled["b"].method == "by script; in turn with a"
+    alone = measure.sample_together(scripted, {"a": nothing}, scale="small")
+    assert alone["a"].method == "by script; by itself"
+
+
+def test_one_that_fails_or_runs_out_of_memory_takes_no_other_down(scripted: Any) -> None:
+    def wrong() -> None:
+        raise ZeroDivisionError("of the call\nand more")
+
+    def huge() -> None:
+        raise scripted.OutOfMemory("tried to allocate 512 GiB")
+
+    sampled = measure.sample_together(
+        scripted, {"a": nothing, "wrong": wrong, "huge": huge, "b": nothing}, scale="small"
+    )
+    assert [one.status.value for one in sampled.values()] == ["ok", "failed", "oom", "ok"]
+    assert sampled["wrong"].reason == "ZeroDivisionError: of the call"
+    assert sampled["huge"].reason == "out of memory: tried to allocate 512 GiB"
+    assert sampled["wrong"].seconds == sampled["huge"].seconds == []
+    assert sampled["a"].method == "by script; in turn with b"
+    assert scripted.released == 2
+
+
+def test_those_that_were_timed_apart_are_flagged(
+    scripted: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def apart(calls: Any, **_: Any) -> dict[str, Turn]:
+        return {
+            "a": Turn(Timing([1e-3] * 15, "m"), None, ("b",)),
+            "b": Turn(Timing([1e-3] * 15, "m"), None, ("a",)),
+            "c": Turn(Timing([1e-3] * 15, "m"), None, ()),
+            "d": Turn(None, scripted.OutOfMemory("no"), ()),
+        }
+
+    monkeypatch.setattr(scripted, "time_together", apart)
+    sampled = measure.sample_together(scripted, dict.fromkeys("abcd", nothing), scale="small")
+    assert sampled["a"].flags == ["not in turn with c: no memory for all at once"]
+    assert sampled["c"].flags == ["not in turn with a, b: no memory for all at once"]
+    assert sampled["c"].method == "m; by itself"
+    assert sampled["d"].status is Status.OOM
+
+
+@pytest.mark.parametrize("name", backends.NAMES)
+def test_real_backends_are_sampled_together(name: str) -> None:
+    try:
+        backend = backends.open(name, "cpu")
+    except backends.Unavailable as error:
+        pytest.skip(str(error))
+    a = backend.random((16, 16), "fp32", 0)
+    product = backend.compile(lambda x: x @ x)
+    calls = {"one": lambda: product(a), "two": lambda: product(a)}
+    for one in measure.sample_together(backend, calls, scale="smoke").values():
+        assert one.status in (Status.OK, Status.DISTURBED)
+        assert len(one.seconds) == 3
+        assert "in turn with" in one.method

@@ -10,11 +10,12 @@ from typing import Any, Literal
 
 import pytest
 
-from zenrepro import backends, hardware, paths
+from zenrepro import backends, hardware, measure, paths
 from zenrepro.experiments import session
-from zenrepro.experiments.point import Point, Result
+from zenrepro.experiments.point import Point, Prepared, Result
+from zenrepro.measure import Sampled
 from zenrepro.paths import Project
-from zenrepro.records import DeviceClass, Environment, Origin
+from zenrepro.records import DeviceClass, Environment, Origin, Status
 
 NOTEBOOK = """{"cells": [{"cell_type": "code", "metadata": {"tags": ["parameters"]}, "source":
 "backend: str = 'torch'\\nsizes: int = 3"}, {"cell_type": "code", "metadata": {}, "source":
@@ -36,18 +37,48 @@ class Bench:
         self.measured: list[int] = []
         self.does: dict[int, Callable[[], list[Result]]] = {}
         self.unavailable: dict[int, tuple[Any, str]] = {}
+        self.groups: dict[int, str] = {}
+        self.prepared: list[int] = []
+        self.rounds: list[list[str]] = []
         module.points = self.points
 
     def points(self, run: session.Session) -> Iterator[Point]:
         for n in range(1, run.parameters.sizes + 1):
+            grouped = n in self.groups
             yield Point(
                 implementation=f"{run.parameters.backend}.sum",
                 conditions={"op": "copy", "n": n},
                 produces=[("time", "per_call")],
-                measure=lambda n=n: self.measure(n),
+                measure=None if grouped else lambda n=n: self.measure(n),
+                prepare=(lambda n=n: self.prepare(n)) if grouped else None,
+                group=self.groups.get(n),
                 origin=Origin.OURS,
                 unavailable=self.unavailable.get(n),
             )
+
+    def prepare(self, n: int) -> Prepared | list[Result]:
+        self.prepared.append(n)
+        if n in self.does:
+            done = self.does[n]()
+            if done is not None:
+                return done
+
+        def finish(sampled: Any) -> list[Result]:
+            self.measured.append(n)
+            return [Result.of(sampled, "time", "per_call", "ms", lambda s: float(n))]
+
+        return Prepared(lambda: n, finish)
+
+    def sample_together(self, backend: Any, calls: Any, *, scale: str) -> dict[str, Sampled]:
+        """In place of ``measure.sample_together``: notes who was sampled with whom."""
+        self.rounds.append([str(call()) for call in calls.values()])
+        return {
+            name: Sampled(
+                seconds=[1.0] * 5, method=f"in turn with {len(calls) - 1}", flags=[],
+                status=Status.OK, reason=None, peak_bytes=None, state=Environment(),
+            )
+            for name in calls
+        }  # fmt: skip
 
     def measure(self, n: int) -> list[Result]:
         self.measured.append(n)
@@ -60,6 +91,8 @@ class Bench:
 
     def run(self, **given: Any) -> tuple[session.Session, list[Any]]:
         self.measured.clear()
+        self.prepared.clear()
+        self.rounds.clear()
         opened = self.start(**given)
         return opened, opened.measure(self.points(opened))
 
@@ -83,7 +116,9 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
     monkeypatch.setattr(hardware, "absent", lambda backend, device: None)
     monkeypatch.setattr(hardware, "probe", probe)
     monkeypatch.setattr(backends, "open", lambda name, device: FAKE)
-    return Bench(paths.load(tmp_path), module)
+    one = Bench(paths.load(tmp_path), module)
+    monkeypatch.setattr(measure, "sample_together", one.sample_together)
+    return one
 
 
 def probe(backend: str, device: str | None, project: Project) -> hardware.Hardware:
