@@ -39,14 +39,24 @@ METRICS: dict[str, dict[str, str]] = {
     "memory": {
         "capacity": "memory of the hardware", "peak": "memory in use while running",
         "working": "what an algorithm holds beyond inputs and outputs",
+        "cache": "keys and values of a batch, in one layer",
     },
-    "size": {"weights": "the stored weights"},
+    "size": {"weights": "the stored weights", "cache": "keys and values that a token keeps"},
     "bandwidth": {"peak": "memory bandwidth that the hardware states"},
     "flop_rate": {"dense": "stated matrix rate", "sparse": "the same, 2:4 sparse"},
-    "utilisation": {"bandwidth": "share of peak bandwidth", "compute": "share of peak matrix rate"},
+    "utilisation": {
+        "bandwidth": "share of peak bandwidth", "compute": "share of peak matrix rate",
+        "dram": "share of device memory's peak, by counters",
+        "tensor_pipe": "share of cycles in which the tensor pipes work, by counters",
+    },
     "quality": {"mmlu": "MMLU accuracy", "gsm8k": "GSM8K accuracy", "accuracy": "any accuracy"},
     "acceptance": {"rate": "share of drafted tokens that the verifier accepts"},
-    "traffic": {"device": "accesses to device memory"},
+    "traffic": {
+        "device": "accesses to device memory", "l2": "what the L2 hands over and takes",
+        "multiprocessors": "what arrives at them and leaves them",
+        "least": "inputs and output once",
+        "counted": "what the algorithm moves when no cache helps",
+    },
     "error": {"squared": "squared error of the weights", "absolute": "off the exact result"},
     "count": {
         "parameters": "weights of a model", "chips": "devices in use", "cores": "cores of a chip",

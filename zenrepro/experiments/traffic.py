@@ -1,0 +1,228 @@
+"""What attention moves through memory, against the length: counted, and read from counters.
+
+Counted are what must move, what an algorithm moves when no cache helps it, and what a model's cache
+takes a token. Measured are bytes of device memory, bytes between the L2 and the multiprocessors,
+and how busy memory and tensor pipes are, by the hardware counters of an NVIDIA GPU. Where there are
+none (a CPU, a TPU, an Apple GPU, a sandbox), those are records with the reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Any, Literal
+
+from zenrepro import counts
+from zenrepro.errors import InputError
+from zenrepro.experiments import cache_sizes, session
+from zenrepro.experiments.point import Point, Result
+from zenrepro.experiments.watching import Watch
+from zenrepro.formats import element_bytes
+from zenrepro.measure import counters
+from zenrepro.ops.attention.cases import CASES, Case, prefill
+from zenrepro.ops.attention.table import TABLE
+from zenrepro.ops.entry import Entry
+from zenrepro.records import Kind, Status, Work
+
+# Which algorithms store their scores, and which keep a tile of them on chip.
+STORED = ("naive", "xla")
+TILED = ("sdpa_flash", "sdpa_cudnn", "cudnn", "fa2", "fa3", "fa3_package")
+BASELINE = "naive"
+# Lengths by scale; the other sizes stay as they are, so that only the length varies.
+LENGTHS = {
+    "smoke": (64, 128, 256, 512),
+    "small": (512, 1024, 2048, 4096),
+    "full": (512, 1024, 2048, 4096, 8192, 16384),
+}
+HEADS = {"smoke": 2, "small": 8, "full": 32}
+HEAD_DIM = 128
+# Shared memory of an sm_90 multiprocessor that one block can have (CUDA C++ Programming Guide,
+# table of compute capabilities): the M of the bound N²d²/M where the device has no such figure.
+SRAM_BYTES = 227 * 1024
+COUNTED = [("traffic", "least"), ("traffic", "counted")]
+MEASURED = [
+    ("traffic", "device"), ("traffic", "l2"), ("traffic", "multiprocessors"),
+    ("utilisation", "dram"), ("utilisation", "tensor_pipe"), ("memory", "working"),
+]  # fmt: skip
+# What says that no counter is read of an implementation.
+NOT_READ = [("traffic", "device")]
+_TABLE = "zenrepro.ops.attention.table"
+_CASES = "zenrepro.ops.attention.cases"
+_REPEATS = 3
+
+
+class Parameters(session.Parameters, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """``implementations``: comma-separated names, with or without the backend. The sizes replace
+    the scale's; ``longest`` leaves out the lengths above it."""
+
+    implementations: str | None = None
+    batch: int | None = None
+    heads: int | None = None
+    head_dim: int | None = None
+    longest: int | None = None
+    causal: bool | None = None
+    dtype: Literal["bf16", "fp16"] | None = None
+
+
+def points(run: session.Session) -> Iterator[Point]:
+    """Two points a case and implementation, counted and read from counters; then the caches.
+
+    Raises InputError for an implementation that takes no part here, or sizes that do not fit.
+    """
+    dtype = run.parameters.dtype or "bf16"
+    selected = cases(run.parameters)
+    for entry in chosen(run.parameters):
+        watched = [
+            case for case in selected if entry.status(run.hardware, case.conditions(dtype)) is None
+        ]
+        watch = Watch(run, entry, watched, dtype, _REPEATS)
+        for case in selected:
+            conditions = case.conditions(dtype)
+            common: dict[str, Any] = {
+                "implementation": entry.name, "conditions": conditions, "origin": entry.origin,
+                "baseline": None if entry.algorithm == BASELINE else f"{entry.backend}.{BASELINE}",
+            }  # fmt: skip
+            yield Point(
+                produces=COUNTED, measure=partial(_counted, entry, case, dtype), **common
+            )  # fmt: skip
+            unavailable = _unavailable(run, entry, conditions)
+            yield Point(
+                produces=NOT_READ if unavailable else MEASURED,
+                measure=partial(_measured, watch, case, dtype),
+                modules=[
+                    entry.module,
+                    "zenrepro.experiments.profiled",
+                    "zenrepro.measure.counters",
+                ],
+                rows=[f"{_TABLE}:{entry.name}"] + ([f"{_CASES}:{case.name}"] if case.name else []),
+                unavailable=unavailable,
+                **common,
+            )
+    yield from cache_sizes.points(run)
+
+
+def chosen(parameters: Parameters) -> list[Entry]:
+    """The backend's implementations that take part, in the table's order."""
+    part = (*STORED, *TILED)
+    rows = [e for e in TABLE if e.backend == parameters.backend and e.algorithm in part]
+    if parameters.implementations is None:
+        return rows
+    names = [name.strip() for name in parameters.implementations.split(",") if name.strip()]
+    known = {entry.algorithm for entry in rows} | {entry.name for entry in rows}
+    for name in names:
+        if name not in known:
+            raise InputError(
+                f"implementations: the traffic of {parameters.backend} {name!r} is not counted; "
+                f"it is of {', '.join(entry.algorithm for entry in rows)}"
+            )
+    return [entry for entry in rows if entry.algorithm in names or entry.name in names]
+
+
+def cases(parameters: Parameters) -> list[Case]:
+    """One prefill a length, and at full scale the shape of the report's table."""
+    scale = parameters.scale or "small"
+    given = {
+        "batch": (parameters.batch, 1), "heads": (parameters.heads, HEADS[scale]),
+        "head_dim": (parameters.head_dim, HEAD_DIM), "longest": (parameters.longest, 1),
+    }  # fmt: skip
+    sizes = {name: usual if size is None else size for name, (size, usual) in given.items()}
+    for name, size in sizes.items():
+        if size < 1:
+            raise InputError(f"{name}: wants a positive whole number, got {size}")
+    lengths = [n for n in LENGTHS[scale] if parameters.longest is None or n <= parameters.longest]
+    if not lengths:
+        raise InputError(f"longest: no length of {scale} scale is up to {parameters.longest}")
+    found = [
+        prefill(None, sizes["batch"], n, sizes["heads"], sizes["head_dim"],
+                causal=bool(parameters.causal))
+        for n in lengths
+    ]  # fmt: skip
+    if scale == "full" and parameters.longest is None:
+        found += [case for case in CASES["full"] if case.name == "report"]
+    return found
+
+
+def least_bytes(case: Case, dtype: str) -> float:
+    """What must move: queries, keys and values in, outputs out."""
+    return counts.attention_of(case.conditions(dtype)).bytes or 0.0
+
+
+def algorithm_bytes(entry: Entry, case: Case, dtype: str) -> tuple[float, str]:
+    """What the algorithm moves when no cache keeps anything for it, and how that was counted."""
+    if entry.algorithm in STORED:
+        scores = counts.materialised_scores(
+            batch=case.batch, query_len=case.query_len, cache_len=case.cache_len,
+            heads=case.heads, dtype=dtype,
+        )  # fmt: skip
+        return least_bytes(case, dtype) + scores, "scores and weights each written and read once"
+    rows = counts.tile_rows(sram_bytes=SRAM_BYTES, head_dim=case.head_dim, dtype=dtype)
+    moved = counts.tiled_attention(
+        batch=case.batch, query_len=case.query_len, cache_len=case.cache_len, heads=case.heads,
+        kv_heads=case.kv_heads, head_dim=case.head_dim, value_dim=case.value_dim,
+        causal=case.causal, dtype=dtype, rows=rows,
+    )  # fmt: skip
+    return moved, f"every tile of {rows} queries reads all the keys and values that it sees"
+
+
+def _counted(entry: Entry, case: Case, dtype: str) -> list[Result]:
+    least = least_bytes(case, dtype)
+    moved, how = algorithm_bytes(entry, case, dtype)
+    of = partial(Result, quantity="traffic", unit="B", kind=Kind.COUNTED)
+    return [
+        of(metric="least", samples=[least], method="inputs read once, the output written once"),
+        of(metric="counted", samples=[moved], method=how),
+    ]
+
+
+def _unavailable(
+    run: session.Session, entry: Entry, conditions: dict[str, object]
+) -> tuple[Status, str] | None:
+    """Why no counters are read of this, as far as is known before trying."""
+    reason = counters.absent(run.hardware.device)
+    if reason is None and entry.backend != "torch":
+        reason = f"hardware counters are read of torch's calls, not of {entry.backend}'s"
+    if reason is not None:
+        return Status.UNSUPPORTED, reason
+    return entry.status(run.hardware, conditions)
+
+
+def _measured(watch: Watch, case: Case, dtype: str) -> list[Result]:
+    """What the counters tell of one case, each repeat a sample."""
+    seen = watch.see(case)
+    if seen.status is not Status.OK:
+        return [
+            Result(quantity=q, metric=m, unit=_unit(q), status=seen.status, reason=seen.reason)
+            for q, m in MEASURED
+        ]
+    work: Work = counts.attention_of(case.conditions(dtype))
+    of = partial(Result, work=work, method=seen.method, flags=seen.flags)
+    made = [
+        of(quantity="traffic", metric="device", unit="B", samples=seen.device_bytes),
+        of(quantity="traffic", metric="l2", unit="B", samples=seen.l2_bytes),
+        of(quantity="traffic", metric="multiprocessors", unit="B", samples=seen.arrived_bytes),
+        of(quantity="utilisation", metric="dram", unit="%", samples=seen.dram_percent),
+        of(quantity="utilisation", metric="tensor_pipe", unit="%", samples=seen.tensor_percent),
+        _working(case, dtype, seen.peak_bytes, work),
+    ]
+    for result in made:
+        if not result.samples and result.status is Status.OK:
+            result.status, result.reason = Status.FAILED, "the counter gave no number"
+    return made
+
+
+def _working(case: Case, dtype: str, peak: int | None, work: Work) -> Result:
+    """What the call holds at its peak beyond its inputs and its output."""
+    result = Result(quantity="memory", metric="working", unit="B", work=work)
+    if peak is None:
+        result.status, result.reason = Status.UNSUPPORTED, "the allocator tells no peak"
+        return result
+    out = case.batch * case.query_len * case.heads * case.value_dim * element_bytes(dtype)
+    result.samples = [max(0.0, peak - out)]
+    result.method = (
+        "peak of the allocator during one call, less what was held before and the output"
+    )
+    return result
+
+
+def _unit(quantity: str) -> str:
+    return "%" if quantity == "utilisation" else "B"
