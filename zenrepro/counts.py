@@ -61,7 +61,13 @@ def attention(
 
 def attention_of(conditions: Mapping[str, Any]) -> Work:
     """``attention`` from a record's conditions; ``query_len`` and ``cache_len`` default to
-    ``seq_len``, ``kv_heads`` to ``heads``, ``value_dim`` to ``head_dim``."""
+    ``seq_len``, ``kv_heads`` to ``heads``, ``value_dim`` to ``head_dim``.
+
+    With ``skew`` the lengths are ``ragged_lengths``, and of self-attention (``seq_len``) those of
+    the queries too.
+    """
+    if conditions.get("skew"):
+        return _ragged_attention(conditions)
     seq_len = conditions.get("seq_len")
     query_len, cache_len = (
         conditions.get("query_len", seq_len),
@@ -83,6 +89,25 @@ def attention_of(conditions: Mapping[str, Any]) -> Work:
         )
     except KeyError as error:
         raise InputError(f"attention conditions lack {error}") from None
+
+
+def _ragged_attention(conditions: Mapping[str, Any]) -> Work:
+    """``attention_of``, a sequence at a time."""
+    mean = conditions.get("cache_len", conditions.get("seq_len"))
+    lengths = ragged_lengths(conditions["batch"], mean, conditions["skew"])
+    parts = [
+        attention_of(
+            {
+                **conditions, "skew": 0.0, "batch": 1, "cache_len": length,
+                "query_len": conditions.get("query_len", length),
+            }
+        )
+        for length in lengths
+    ]  # fmt: skip
+    return Work(
+        flops=sum(part.flops or 0.0 for part in parts),
+        bytes=sum(part.bytes or 0.0 for part in parts),
+    )
 
 
 def materialised_scores(
@@ -224,30 +249,25 @@ def mla_prefill(
     dtype: str,
     latent: int = 512,
     rotary: int = 64,
-    form: str | None = None,
 ) -> Work:
     """Latent attention from queries, latent rows and the two up-projections of each head.
 
-    FLOPs of the form with the fewer of them, or of ``form``: *decompressed* expands each row once
-    a head and attends over head_dim and value_dim; *absorbed* moves the projections to queries and
-    outputs and attends over latent + rotary and latent. Bytes: inputs and output once.
+    FLOPs of the form with the fewer of them: *decompressed* expands each row once a head and
+    attends over head_dim and value_dim; *absorbed* moves the projections to queries and outputs
+    and attends over latent + rotary and latent. Bytes: inputs and output once.
     """
     _positive(batch=batch, heads=heads, head_dim=head_dim, value_dim=value_dim)
     pairs = attended_pairs(query_len, cache_len, causal)
     projection = 2 * batch * heads * latent * (head_dim - rotary + value_dim)
-    flops = {
-        "decompressed": projection * cache_len + 2 * batch * heads * pairs * (head_dim + value_dim),
-        "absorbed": projection * query_len + 2 * batch * heads * pairs * (2 * latent + rotary),
-    }
-    if form is not None and form not in flops:
-        raise InputError(f"form wants {' or '.join(flops)}, got {form!r}")
+    decompressed = projection * cache_len + 2 * batch * heads * pairs * (head_dim + value_dim)
+    absorbed = projection * query_len + 2 * batch * heads * pairs * (2 * latent + rotary)
     elements = (
         batch * query_len * heads * (head_dim + value_dim)
         + batch * cache_len * (latent + rotary)
         + heads * latent * (head_dim - rotary + value_dim)
     )
     return Work(
-        flops=float(min(flops.values()) if form is None else flops[form]),
+        flops=float(min(decompressed, absorbed)),
         bytes=elements * element_bytes(dtype),
     )
 

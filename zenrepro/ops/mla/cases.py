@@ -140,6 +140,7 @@ CASES: dict[Scale, tuple[Case, ...]] = {
         prefill("small_256", 1, 16, 256),
         prefill("small_1024", 1, 16, 1024),
         prefill("small_chunk", 1, 16, 1024, query_len=16),
+        prefill("small_step", 2, 16, 1024, query_len=1),
     ),
     "full": (
         decode("full_128_16_4096", 128, 16, 4096),
@@ -169,6 +170,9 @@ CASES: dict[Scale, tuple[Case, ...]] = {
         prefill("full_4_32_4096", 4, 32, 4096),
         prefill("full_1_32_16384", 1, 32, 16384),
         prefill("full_chunk_128", 1, 32, 16384, query_len=128),
+        # A decode step by the prefill's signature, where decompression and absorption can be
+        # compared: one token of each sequence, projections included.
+        prefill("full_step", 32, 24, 4096, query_len=1),
         prefill("report", 32, 24, 4096, model="zen-mode-7b"),
     ),
 }
@@ -196,6 +200,14 @@ CONTRACT: tuple[Case, ...] = (
     prefill("chunk", 1, 4, 97, query_len=31),
     prefill("chunk_full", 1, 2, 66, query_len=5, causal=False),
 )
+
+
+def misfit(case: Case) -> str | None:
+    """Why a case makes no sense, in one line; None where it does."""
+    least = min(case.lengths)
+    if case.causal and least < case.query_len:
+        return f"{case.query_len} queries want as many rows, the shortest cache has {least}"
+    return None
 
 
 def bound(dtype: str, same_precision_error: float) -> float:

@@ -27,14 +27,16 @@ Form = Literal["decompressed", "absorbed"]
 
 
 class Arithmetic(NamedTuple):
-    """In which format to compute, how to round an intermediate, how to add up the last axis."""
+    """In which format to compute, how to round an intermediate, how to add up the last axis, how
+    to multiply matrices."""
 
     compute: type[np.floating]
     rounding: Callable[[Array], Array]
     total: Callable[[Array], Array]
+    product: Callable[[Array, Array], Array]
 
 
-EXACT = Arithmetic(np.float64, lambda x: x, lambda terms: terms.sum(-1))
+EXACT = Arithmetic(np.float64, lambda x: x, lambda terms: terms.sum(-1), lambda a, b: a @ b)
 
 
 def plain(dtype: str) -> Arithmetic:
@@ -43,7 +45,16 @@ def plain(dtype: str) -> Arithmetic:
         np.float32,
         lambda x: rounded(x, dtype),
         lambda terms: np.add.accumulate(terms, axis=-1)[..., -1],
+        _product,
     )
+
+
+def _product(a: Array, b: Array) -> Array:
+    """[m, k] @ [k, n], adding the k terms in order."""
+    out = np.zeros((a.shape[0], b.shape[1]), a.dtype)
+    for i in range(a.shape[1]):
+        out += a[:, i, None] * b[i]
+    return out
 
 
 def decode(
@@ -176,17 +187,20 @@ def _prefill(
         for h in range(shape.heads):
             up_keys, up_values = w_uk[h].astype(by.compute), w_uv[h].astype(by.compute)
             if form == "decompressed":
-                keys = np.concatenate([by.rounding(c @ up_keys.T), rotary], axis=1)
-                values = by.rounding(c @ up_values.T)
+                keys = np.concatenate([by.rounding(by.product(c, up_keys.T)), rotary], axis=1)
+                values = by.rounding(by.product(c, up_values.T))
             else:
                 keys, values = rows, c
             for i, t in enumerate(indices):
                 query = q[b, t, h].astype(by.compute)
                 if form == "absorbed":
-                    query = np.concatenate([by.rounding(query[:NOPE] @ up_keys), query[NOPE:]])
+                    moved = by.rounding(by.product(query[None, :NOPE], up_keys))[0]
+                    query = np.concatenate([moved, query[NOPE:]])
                 seen = shape.cache_len - shape.query_len + t + 1 if causal else shape.cache_len
                 found = attend(query, keys[:seen], values[:seen], shape.scale, by)
-                out[b, i, h] = found if form == "decompressed" else by.rounding(found @ up_values.T)
+                if form == "absorbed":
+                    found = by.rounding(by.product(found[None], up_values.T))[0]
+                out[b, i, h] = found
     return out
 
 

@@ -39,6 +39,72 @@ TABLE: tuple[Entry, ...] = check_table(
             ),
             paper="DeepSeek-AI 2024, DeepSeek-V2 (arXiv 2405.04434), section 2.1.2, absorption",
         ),
+        Entry(
+            name="jax.decompressed",
+            backend="jax",
+            algorithm="decompressed",
+            origin=Origin.OURS,
+            function="zenrepro.ops.mla.jax_decompressed:prefill",
+            needs=Needs(
+                dtypes={
+                    "cpu": ("fp32", "bf16"),
+                    "gpu": ("fp32", "bf16", "fp16"),
+                    "tpu": ("fp32", "bf16"),
+                },
+                phases=("prefill",),
+            ),
+            paper="DeepSeek-AI 2024, DeepSeek-V2 (arXiv 2405.04434), eq. 9-19",
+        ),
+        Entry(
+            name="jax.absorbed",
+            backend="jax",
+            algorithm="absorbed",
+            origin=Origin.OURS,
+            function="zenrepro.ops.mla.jax_absorbed:decode",
+            needs=Needs(
+                dtypes={
+                    "cpu": ("fp32", "bf16"),
+                    "gpu": ("fp32", "bf16", "fp16"),
+                    "tpu": ("fp32", "bf16"),
+                },
+                formats=("fp8_e4m3",),
+            ),
+            paper="DeepSeek-AI 2024, DeepSeek-V2 (arXiv 2405.04434), section 2.1.2, absorption",
+        ),
+        Entry(
+            name="mlx.decompressed",
+            backend="mlx",
+            algorithm="decompressed",
+            origin=Origin.OURS,
+            function="zenrepro.ops.mla.mlx_decompressed:prefill",
+            compiled=False,  # as mx.fast's attention is, and the checks read lengths
+            needs=Needs(
+                dtypes={
+                    "cpu": ("fp32", "bf16", "fp16"),
+                    "metal": ("fp32", "bf16", "fp16"),
+                    "gpu": ("fp32", "bf16", "fp16"),
+                },
+                phases=("prefill",),
+            ),
+            paper="DeepSeek-AI 2024, DeepSeek-V2 (arXiv 2405.04434), eq. 9-19",
+        ),
+        Entry(
+            name="mlx.absorbed",
+            backend="mlx",
+            algorithm="absorbed",
+            origin=Origin.OURS,
+            function="zenrepro.ops.mla.mlx_absorbed:decode",
+            compiled=False,  # as mx.fast's attention is, and the checks read lengths
+            needs=Needs(
+                dtypes={
+                    "cpu": ("fp32", "bf16", "fp16"),
+                    "metal": ("fp32", "bf16", "fp16"),
+                    "gpu": ("fp32", "bf16", "fp16"),
+                },
+                formats=("fp8_e4m3",),
+            ),
+            paper="DeepSeek-AI 2024, DeepSeek-V2 (arXiv 2405.04434), section 2.1.2, absorption",
+        ),
     )
 )
 
