@@ -1,0 +1,514 @@
+// Attention for Hopper (sm_90a): O = softmax(scale Q K^T, masked) V, never storing the scores.
+//
+// Shah et al. 2024, FlashAttention-3 (arXiv 2407.08608): one warpgroup issues TMA loads, the others
+// compute; softmax runs under the matrix products of the next block (inside a warpgroup) and of
+// the other warpgroup (ping-pong). 16-bit inputs, fp32 scores, sums and output accumulators; the
+// unnormalised weights are rounded to the input type before P V. No atomics on floats: the result
+// is the same bits every time.
+//
+// Macros: HEAD_DIM, VALUE_DIM (multiples of 64), WARPGROUPS (64 query rows each), BLOCK_N (keys a
+// block), STAGES, CAUSAL (bottom-right), VARLEN (rows of all sequences packed, cu_seqlens),
+// DTYPE (BF16 or F16); PINGPONG, LAZY_RESCALE, DYNAMIC choose among schedules.
+#include "hopper.cuh"
+
+#ifndef PINGPONG
+#define PINGPONG 1
+#endif
+#ifndef LAZY_RESCALE
+#define LAZY_RESCALE 1
+#endif
+#ifndef DYNAMIC
+#define DYNAMIC 1
+#endif
+
+constexpr int BLOCK_M = 64 * WARPGROUPS;
+constexpr int THREADS = 128 * (WARPGROUPS + 1);
+constexpr int CONSUMER_REGISTERS = WARPGROUPS == 1 ? 256 : WARPGROUPS == 2 ? 240 : 160;
+constexpr int PRODUCER_REGISTERS = WARPGROUPS == 3 ? 32 : 24;
+constexpr int K_CHUNKS = HEAD_DIM / 64;  // a chunk: rows of 64 elements, 128 bytes, swizzled
+constexpr int V_CHUNKS = VALUE_DIM / 64;
+constexpr u32 Q_BYTES = BLOCK_M * HEAD_DIM * 2;
+constexpr u32 K_BYTES = BLOCK_N * HEAD_DIM * 2;
+constexpr u32 V_BYTES = BLOCK_N * VALUE_DIM * 2;
+constexpr u32 BARRIER_BYTES = 1024;
+constexpr u32 SHARED_BYTES = BARRIER_BYTES + Q_BYTES + STAGES * (K_BYTES + V_BYTES);
+// The host asks for 1024 bytes more than this, to align.
+static_assert(SHARED_BYTES + 1024 <= 232448, "more shared memory than a Hopper SM gives");
+static_assert(BLOCK_N % 16 == 0 && BLOCK_N <= 256, "a block of keys is one wgmma wide");
+
+// Weights may exceed 1 by 2^LAZY_LOG2 before the running maximum is moved and O rescaled.
+constexpr float LAZY_LOG2 = 8.0f;
+
+constexpr u32 NAMED_TURN = 1;  // barriers 1 .. WARPGROUPS: whose turn at the tensor cores
+
+struct Arguments {
+    u64 output;        // [.., H, VALUE_DIM], strides below in elements, columns contiguous
+    u64 cu_seqlens_q;  // int32 [batch + 1] (VARLEN)
+    u64 cu_seqlens_k;
+    u64 counters;  // int32 [2], zero before and after (DYNAMIC)
+    long long output_batch_stride, output_row_stride, output_head_stride;
+    int batch, heads, group;  // query heads to a key head
+    int query_len, cache_len;  // the longest, when VARLEN
+    int query_rows, key_rows;  // packed rows that there are (VARLEN)
+    int value_dim;             // columns to store, a multiple of 8, at most VALUE_DIM
+    int row_blocks;            // blocks of BLOCK_M rows in query_len
+    int heads_at_once;         // heads whose K and V stay in L2 together
+    float scale_log2;
+};
+
+// One block of query rows of one head of one sequence.
+struct Tile {
+    int batch, head, row;    // row: of the first query, in its sequence
+    int queries, keys;       // lengths of the sequence
+    int query_at, key_at;    // where its rows begin in the tensors
+    int blocks, whole;       // key blocks to visit; of these, the first `whole` need no mask
+};
+
+// Tiles in order: groups of heads whose K and V fit L2; within a group the longest first.
+DEVICE Tile tile_of(int index, const Arguments& a) {
+    const int heads = a.batch * a.heads;
+    const int first = index / (a.heads_at_once * a.row_blocks) * a.heads_at_once;
+    const int here = min(a.heads_at_once, heads - first);
+    const int rest = index - first * a.row_blocks;
+    Tile t;
+    int block = rest / here;
+    const int flat = first + rest - block * here;
+    if (CAUSAL) block = a.row_blocks - 1 - block;
+    t.batch = flat / a.heads;
+    t.head = flat - t.batch * a.heads;
+    t.row = block * BLOCK_M;
+    t.queries = a.query_len;
+    t.keys = a.cache_len;
+    t.query_at = 0;
+    t.key_at = 0;
+    if (VARLEN) {
+        // Bad offsets must not make a fault: clamp them into the tensors.
+        const int* cu_q = reinterpret_cast<const int*>(a.cu_seqlens_q) + t.batch;
+        const int* cu_k = reinterpret_cast<const int*>(a.cu_seqlens_k) + t.batch;
+        t.query_at = min(max(cu_q[0], 0), a.query_rows);
+        t.key_at = min(max(cu_k[0], 0), a.key_rows);
+        t.queries = min(max(cu_q[1], t.query_at), a.query_rows) - t.query_at;
+        t.keys = min(max(cu_k[1], t.key_at), a.key_rows) - t.key_at;
+        t.batch = 0;
+    }
+    int seen_first = t.keys, seen_last = t.keys;  // by the first and the last query of the tile
+    if (CAUSAL) {
+        seen_first = min(max(t.row + t.keys - t.queries + 1, 0), t.keys);
+        seen_last = min(max(t.row + BLOCK_M + t.keys - t.queries, 0), t.keys);
+    }
+    t.whole = seen_first / BLOCK_N;
+    t.blocks = (seen_last + BLOCK_N - 1) / BLOCK_N;
+    return t;
+}
+
+// A place in a ring of stages and the parity of its current round.
+struct Ring {
+    u32 stage = 0, parity = 0;
+    DEVICE void next() {
+        if (++stage == STAGES) {
+            stage = 0;
+            parity ^= 1;
+        }
+    }
+};
+
+struct Shared {
+    u32 q, k, v;                                             // tiles
+    u32 q_full, q_empty, k_full, k_empty, v_full, v_empty;   // barriers; 8 bytes a stage
+    volatile int* tile;                                      // the tile that q_full announces
+};
+
+DEVICE void produce(const TensorMap* q_map, const TensorMap* k_map, const TensorMap* v_map,
+                    const Arguments& a, const Shared& s) {
+    tensor_map_prefetch(q_map);
+    tensor_map_prefetch(k_map);
+    tensor_map_prefetch(v_map);
+    const int tiles = a.batch * a.heads * a.row_blocks;
+    int* counters = reinterpret_cast<int*>(a.counters);
+    Ring k_ring, v_ring;
+    u32 q_parity = 0;
+    int index = blockIdx.x;
+    while (index < tiles) {
+        int next = index + gridDim.x;
+        if (DYNAMIC) next = gridDim.x + atomicAdd(counters, 1);
+        const Tile t = tile_of(index, a);
+        if (t.row < t.queries) {
+            const int kv_head = t.head / a.group;
+            auto load_k = [&](int block) {
+                mbarrier_wait(s.k_empty + 8 * k_ring.stage, k_ring.parity ^ 1);
+                const u32 full = s.k_full + 8 * k_ring.stage;
+                mbarrier_arrive_expect(full, K_BYTES);
+#pragma unroll
+                for (int c = 0; c < K_CHUNKS; ++c)
+                    tma_load(s.k + k_ring.stage * K_BYTES + c * BLOCK_N * 128, k_map, full,
+                             L2_EVICT_LAST, 64 * c, t.key_at + block * BLOCK_N, kv_head, t.batch);
+                k_ring.next();
+            };
+            auto load_v = [&](int block) {
+                mbarrier_wait(s.v_empty + 8 * v_ring.stage, v_ring.parity ^ 1);
+                const u32 full = s.v_full + 8 * v_ring.stage;
+                mbarrier_arrive_expect(full, V_BYTES);
+#pragma unroll
+                for (int c = 0; c < V_CHUNKS; ++c)
+                    tma_load(s.v + v_ring.stage * V_BYTES + c * BLOCK_N * 128, v_map, full,
+                             L2_EVICT_LAST, 64 * c, t.key_at + block * BLOCK_N, kv_head, t.batch);
+                v_ring.next();
+            };
+            mbarrier_wait(s.q_empty, q_parity ^ 1);
+            *s.tile = index;
+            mbarrier_arrive_expect(s.q_full, Q_BYTES);
+#pragma unroll
+            for (int c = 0; c < K_CHUNKS; ++c)
+                tma_load(s.q + c * BLOCK_M * 128, q_map, s.q_full, L2_EVICT_FIRST, 64 * c,
+                         t.query_at + t.row, t.head, t.batch);
+            q_parity ^= 1;
+            // Keys run one block ahead of values; from the last block to the first.
+            if (t.blocks > 0) load_k(t.blocks - 1);
+            for (int block = t.blocks - 1; block > 0; --block) {
+                load_k(block - 1);
+                load_v(block);
+            }
+            if (t.blocks > 0) load_v(0);
+        }
+        index = next;
+    }
+    mbarrier_wait(s.q_empty, q_parity ^ 1);
+    *s.tile = -1;
+    mbarrier_arrive(s.q_full);
+    if (DYNAMIC) {
+        // The last block to leave puts the counters back for the next launch.
+        __threadfence();
+        if (atomicAdd(counters + 1, 1) == static_cast<int>(gridDim.x) - 1) {
+            counters[0] = 0;
+            counters[1] = 0;
+        }
+    }
+}
+
+using Scores = float[BLOCK_N / 2];
+using Weights = u32[BLOCK_N / 4];
+using Output = float[VALUE_DIM / 2];
+
+// S = Q K^T for this warpgroup's 64 rows. Asynchronous: one committed group.
+DEVICE void multiply_qk(Scores& scores, u64 q, u64 k) {
+#pragma unroll
+    for (int step = 0; step < HEAD_DIM / 16; ++step) {
+        const u32 within = step % 4 * 32;
+        Wgmma<BLOCK_N, DTYPE>::ss(scores,
+                                  descriptor_advance(q, step / 4 * BLOCK_M * 128 + within),
+                                  descriptor_advance(k, step / 4 * BLOCK_N * 128 + within),
+                                  step != 0);
+    }
+    wgmma_commit();
+}
+
+// Whether a step masks its scores, as a type.
+template <bool VALUE>
+struct Constant {
+    static constexpr bool value = VALUE;
+};
+
+// O += P V. Asynchronous: one committed group.
+DEVICE void multiply_pv(Output& out, const Weights& p, u64 v) {
+#pragma unroll
+    for (int step = 0; step < BLOCK_N / 16; ++step)
+        Wgmma<VALUE_DIM, DTYPE>::template rs<true>(out, p[4 * step], p[4 * step + 1],
+                                                   p[4 * step + 2], p[4 * step + 3],
+                                                   descriptor_advance(v, step * 2048), 1);
+    wgmma_commit();
+}
+
+// The running softmax of this thread's two rows (g and g + 8 of its warp's 16).
+struct Softmax {
+    float top[2];      // running maximum, the same in the four threads of a row
+    float total[2];    // this thread's part of the row sum
+    float rescale[2];  // what the older output is to be multiplied by
+    bool moved;        // whether it is to be (the same in a whole warp)
+};
+
+// Scores of columns at or past `seen` (counted from this thread's first column) become -inf.
+DEVICE void mask(Scores& scores, const int (&seen)[2]) {
+#pragma unroll
+    for (int i = 0; i < BLOCK_N / 2; ++i)
+        if (i / 4 * 8 + i % 2 >= seen[i / 2 % 2]) scores[i] = -infinity();
+}
+
+// Turns scores into unnormalised weights, in place.
+template <bool MASKED>
+DEVICE void weigh(Scores& scores, Softmax& state, float scale_log2) {
+    float top[2][2];
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+        top[h][0] = fmaxf(scores[2 * h], scores[2 * h + 4]);
+        top[h][1] = fmaxf(scores[2 * h + 1], scores[2 * h + 5]);
+#pragma unroll
+        for (int i = 2; i < BLOCK_N / 8; ++i) {
+            top[h][0] = fmaxf(top[h][0], scores[4 * i + 2 * h]);
+            top[h][1] = fmaxf(top[h][1], scores[4 * i + 2 * h + 1]);
+        }
+        top[h][0] = fmaxf(top[h][0], top[h][1]);
+        top[h][0] = fmaxf(top[h][0], __shfl_xor_sync(0xffffffffu, top[h][0], 1));
+        top[h][0] = fmaxf(top[h][0], __shfl_xor_sync(0xffffffffu, top[h][0], 2));
+    }
+    bool move = true;
+    if (LAZY_RESCALE) {
+        const float room = LAZY_LOG2;
+        // Written so that a first block (top -inf) and NaN do not stay.
+        move = !((top[0][0] - state.top[0]) * scale_log2 <= room &&
+                 (top[1][0] - state.top[1]) * scale_log2 <= room);
+        move = __any_sync(0xffffffffu, move);
+    }
+    state.moved = move;
+    if (move) {
+#pragma unroll
+        for (int h = 0; h < 2; ++h) {
+            const float newer = fmaxf(state.top[h], top[h][0]);
+            const float base = MASKED && newer == -infinity() ? 0.0f : newer;
+            state.rescale[h] = exp2_fast((state.top[h] - base) * scale_log2);
+            state.top[h] = newer;
+            state.total[h] *= state.rescale[h];
+        }
+    }
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+        const float base = MASKED && state.top[h] == -infinity() ? 0.0f : state.top[h];
+        const float shift = -base * scale_log2;
+        float sum[2] = {0.0f, 0.0f};
+#pragma unroll
+        for (int i = 0; i < BLOCK_N / 8; ++i) {
+#pragma unroll
+            for (int e = 0; e < 2; ++e) {
+                float& x = scores[4 * i + 2 * h + e];
+                x = exp2_fast(fmaf(x, scale_log2, shift));
+                sum[e] += x;
+            }
+        }
+        state.total[h] += sum[0] + sum[1];
+    }
+}
+
+// The weights are computed before what follows, not after it: ptxas would move the wait for P V up
+// over the exponentials, and no work would be left to run under it. A branch that depends on every
+// weight, and that is never taken (sums of exponentials are not negative), holds it back.
+DEVICE void finish(Scores& scores, const Softmax& state) {
+    registers_pin(scores);
+    if (state.total[0] + state.total[1] < -1.0f) asm volatile("nanosleep.u32 1;");
+}
+
+DEVICE void rescale(Output& out, const Softmax& state) {
+    if (LAZY_RESCALE && !state.moved) return;
+#pragma unroll
+    for (int i = 0; i < VALUE_DIM / 2; ++i) out[i] *= state.rescale[i / 2 % 2];
+}
+
+DEVICE void round_weights(Weights& p, const Scores& scores) {
+#pragma unroll
+    for (int i = 0; i < BLOCK_N / 4; ++i) p[i] = pack<DTYPE>(scores[2 * i], scores[2 * i + 1]);
+}
+
+// Normalises and stores this warpgroup's 64 rows. The four threads of a row exchange pairs of
+// columns until each holds eight in a row, and store those as 16 bytes.
+DEVICE void store(const Output& out, const Softmax& state, const Tile& t, const Arguments& a,
+                  int row, u32 column) {
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+        float total = state.total[h];
+        total += __shfl_xor_sync(0xffffffffu, total, 1);
+        total += __shfl_xor_sync(0xffffffffu, total, 2);
+        const float inverse = total == 0.0f ? 0.0f : 1.0f / total;  // no visible key: zeros
+        const bool inside = row + 8 * h < t.queries;
+        u16* line = reinterpret_cast<u16*>(a.output) + t.batch * a.output_batch_stride +
+                    static_cast<long long>(t.query_at + row + 8 * h) * a.output_row_stride +
+                    t.head * a.output_head_stride;
+#pragma unroll
+        for (int j = 0; j < VALUE_DIM / 32; ++j) {
+            u32 w[4];
+#pragma unroll
+            for (int k = 0; k < 4; ++k) {
+                const int at = 4 * (4 * j + k) + 2 * h;
+                w[k] = pack<DTYPE>(out[at] * inverse, out[at + 1] * inverse);
+            }
+            const bool odd = column & 1, upper = column & 2;
+            const u32 s0 = __shfl_xor_sync(0xffffffffu, odd ? w[0] : w[1], 1);
+            const u32 s1 = __shfl_xor_sync(0xffffffffu, odd ? w[2] : w[3], 1);
+            (odd ? w[0] : w[1]) = s0;
+            (odd ? w[2] : w[3]) = s1;
+            const u32 s2 = __shfl_xor_sync(0xffffffffu, upper ? w[0] : w[2], 2);
+            const u32 s3 = __shfl_xor_sync(0xffffffffu, upper ? w[1] : w[3], 2);
+            (upper ? w[0] : w[2]) = s2;
+            (upper ? w[1] : w[3]) = s3;
+            if (inside && 32 * j + 8 * static_cast<int>(column) < a.value_dim)
+                *reinterpret_cast<uint4*>(line + 32 * j + 8 * column) =
+                    make_uint4(w[0], w[1], w[2], w[3]);
+        }
+    }
+}
+
+DEVICE void release(u32 barrier) {
+    if (lane_index() == 0) mbarrier_arrive(barrier);
+}
+
+// A partly filled last block of packed sequences holds rows of the next sequence. Their weights
+// are zero, but 0 * inf is not: clear them. Every warpgroup clears all that it will read.
+DEVICE void clear_values(u32 v, int valid) {
+    const u32 thread = threadIdx.x % 128;
+    for (u32 i = thread; i < static_cast<u32>(BLOCK_N - valid) * V_CHUNKS * 8; i += 128) {
+        const u32 row = valid + i / (V_CHUNKS * 8), chunk = i / 8 % V_CHUNKS, part = i % 8;
+        const u32 at = v + chunk * BLOCK_N * 128 + row * 128 + part * 16;
+        asm volatile("st.shared.v4.u32 [%0], {%1, %1, %1, %1};" ::"r"(at), "r"(0) : "memory");
+    }
+    fence_async_shared();
+    barrier_wait(8 + threadIdx.x / 128, 128);
+}
+
+DEVICE void consume(u32 warpgroup, const Arguments& a, const Shared& s) {
+    const u32 warp = warp_index() % 4, lane = lane_index(), column = lane % 4;
+    const int row_in_tile = 64 * warpgroup + 16 * warp + lane / 4;
+    const u32 turn = NAMED_TURN + warpgroup;
+    const u32 next_turn = NAMED_TURN + (warpgroup + 1) % WARPGROUPS;
+    if (PINGPONG && warpgroup == WARPGROUPS - 1) barrier_arrive(next_turn, 256);
+
+    const u64 q_matrix = matrix_descriptor(s.q + warpgroup * 64 * 128, 1024);
+    Ring k_ring, v_ring;
+    u32 q_parity = 0;
+    Scores scores;
+    Weights p;
+    Output out;
+    while (true) {
+        mbarrier_wait(s.q_full, q_parity);
+        q_parity ^= 1;
+        const int index = *s.tile;
+        if (index < 0) break;
+        const Tile t = tile_of(index, a);
+        const int row = t.row + row_in_tile;
+        Softmax state = {{-infinity(), -infinity()}, {0.0f, 0.0f}, {1.0f, 1.0f}, false};
+#pragma unroll
+        for (int i = 0; i < VALUE_DIM / 2; ++i) out[i] = 0.0f;
+        if (t.blocks == 0) {
+            __syncwarp();
+            release(s.q_empty);
+            store(out, state, t, a, row, column);
+            continue;
+        }
+
+        auto k_matrix = [&] { return matrix_descriptor(s.k + k_ring.stage * K_BYTES, 1024); };
+        auto v_matrix = [&] {
+            return matrix_descriptor(s.v + v_ring.stage * V_BYTES, 1024, BLOCK_N * 128);
+        };
+        auto mask_block = [&](int block) {
+            int seen[2];
+#pragma unroll
+            for (int h = 0; h < 2; ++h) {
+                seen[h] = t.keys;
+                if (CAUSAL) seen[h] = min(seen[h], row + 8 * h + t.keys - t.queries + 1);
+                seen[h] -= block * BLOCK_N + 2 * static_cast<int>(column);
+            }
+            mask(scores, seen);
+        };
+        auto wait_v = [&](int block) {
+            mbarrier_wait(s.v_full + 8 * v_ring.stage, v_ring.parity);
+            if (VARLEN && (block + 1) * BLOCK_N > t.keys)
+                clear_values(s.v + v_ring.stage * V_BYTES, t.keys - block * BLOCK_N);
+        };
+
+        int block = t.blocks - 1;
+        mbarrier_wait(s.k_full + 8 * k_ring.stage, k_ring.parity);
+        registers_pin(scores);
+        wgmma_fence();
+        multiply_qk(scores, q_matrix, k_matrix());
+        wgmma_wait<0>();
+        registers_pin(scores);
+        release(s.k_empty + 8 * k_ring.stage);
+        k_ring.next();
+        if (block >= t.whole) mask_block(block);
+        weigh<true>(scores, state, a.scale_log2);
+        round_weights(p, scores);
+
+        // Scores of `block` while the values of block + 1 are added.
+        auto step = [&](auto masked) {
+            mbarrier_wait(s.k_full + 8 * k_ring.stage, k_ring.parity);
+            if (PINGPONG) barrier_wait(turn, 256);
+            registers_pin(scores);
+            registers_pin(p);
+            registers_pin(out);
+            wgmma_fence();
+            multiply_qk(scores, q_matrix, k_matrix());
+            wait_v(block + 1);
+            wgmma_fence();
+            multiply_pv(out, p, v_matrix());
+            if (PINGPONG) barrier_arrive(next_turn, 256);
+            wgmma_wait<1>();
+            registers_pin(scores);
+            release(s.k_empty + 8 * k_ring.stage);
+            k_ring.next();
+            if (decltype(masked)::value) mask_block(block);
+            weigh<decltype(masked)::value>(scores, state, a.scale_log2);
+            finish(scores, state);
+            wgmma_wait<0>();
+            registers_pin(out);
+            registers_pin(p);
+            release(s.v_empty + 8 * v_ring.stage);
+            v_ring.next();
+            rescale(out, state);
+            round_weights(p, scores);
+        };
+        for (--block; block >= t.whole; --block) step(Constant<true>{});
+        for (; block >= 0; --block) step(Constant<false>{});
+
+        release(s.q_empty);
+        wait_v(0);
+        registers_pin(p);
+        registers_pin(out);
+        wgmma_fence();
+        multiply_pv(out, p, v_matrix());
+        wgmma_wait<0>();
+        registers_pin(out);
+        registers_pin(p);
+        release(s.v_empty + 8 * v_ring.stage);
+        v_ring.next();
+        store(out, state, t, a, row, column);
+    }
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS, 1)
+    attention_hopper(const __grid_constant__ TensorMap q_map,
+                     const __grid_constant__ TensorMap k_map,
+                     const __grid_constant__ TensorMap v_map,
+                     const __grid_constant__ Arguments a) {
+    extern __shared__ unsigned char memory[];
+    const u32 base = (shared_address(memory) + 1023) & ~1023u;
+    Shared s;
+    s.q_full = base;
+    s.q_empty = base + 8;
+    s.k_full = base + 16;
+    s.k_empty = s.k_full + 8 * STAGES;
+    s.v_full = s.k_empty + 8 * STAGES;
+    s.v_empty = s.v_full + 8 * STAGES;
+    s.tile = reinterpret_cast<volatile int*>(memory + (base - shared_address(memory)) +
+                                             BARRIER_BYTES - 16);
+    s.q = base + BARRIER_BYTES;
+    s.k = s.q + Q_BYTES;
+    s.v = s.k + STAGES * K_BYTES;
+
+    if (threadIdx.x == 0) {
+        mbarrier_init(s.q_full, 1);
+        mbarrier_init(s.q_empty, 4 * WARPGROUPS);
+        for (int i = 0; i < STAGES; ++i) {
+            mbarrier_init(s.k_full + 8 * i, 1);
+            mbarrier_init(s.k_empty + 8 * i, 4 * WARPGROUPS);
+            mbarrier_init(s.v_full + 8 * i, 1);
+            mbarrier_init(s.v_empty + 8 * i, 4 * WARPGROUPS);
+        }
+        mbarrier_init_fence();
+    }
+    __syncthreads();
+
+    const u32 warpgroup = warp_index() / 4;
+    if (warpgroup == 0) {
+        registers_release<PRODUCER_REGISTERS>();
+        if (warp_index() == 0 && elect_one()) produce(&q_map, &k_map, &v_map, a, s);
+    } else {
+        registers_claim<CONSUMER_REGISTERS>();
+        consume(warpgroup - 1, a, s);
+    }
+}

@@ -1,0 +1,319 @@
+"""FlashAttention-3 for Hopper: our CUDA kernel, ``kernels/cuda/attention_hopper.cu``.
+
+Shah et al. 2024, FlashAttention-3: Fast and Accurate Attention with Asynchrony and Low-precision
+(arXiv 2407.08608), algorithm 2, for dense and packed variable-length inputs. Head sizes up to 128,
+or 192 with values of 128, multiples of 8; others than 64, 128 and 192 run at the next of these.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+from functools import cache
+from typing import TYPE_CHECKING, NamedTuple
+
+from zenrepro.ops import nvrtc
+from zenrepro.ops.attention import arguments
+
+if TYPE_CHECKING:
+    import torch
+
+SOURCE = "cuda/attention_hopper.cu"
+KERNEL = "attention_hopper"
+SERVED = (  # (head_dim, value_dim) that kernels are compiled for
+    (64, 64),
+    (128, 128),
+    (192, 128),
+)
+_L2_BYTES = 32 * 2**20  # keys and values that are meant to stay in L2 (an H200 has 50 MiB)
+_SLOTS = 1 << 16
+
+
+class Variant(NamedTuple):
+    """How one kernel is compiled: its macros. ``warpgroups`` that compute (64 rows each),
+    ``block_n`` keys a step, ``stages`` of keys and of values in shared memory."""
+
+    head_dim: int
+    value_dim: int
+    causal: bool
+    varlen: bool
+    dtype: str  # BF16 or F16
+    warpgroups: int
+    block_n: int
+    stages: int
+    ping_pong: bool = True
+    lazy_rescale: bool = True
+    dynamic: bool = True
+
+    @property
+    def defines(self) -> nvrtc.Defines:
+        """The macros."""
+        return (
+            ("HEAD_DIM", self.head_dim),
+            ("VALUE_DIM", self.value_dim),
+            ("CAUSAL", int(self.causal)),
+            ("VARLEN", int(self.varlen)),
+            ("DTYPE", self.dtype),
+            ("WARPGROUPS", self.warpgroups),
+            ("BLOCK_N", self.block_n),
+            ("STAGES", self.stages),
+            ("PINGPONG", int(self.ping_pong)),
+            ("LAZY_RESCALE", int(self.lazy_rescale)),
+            ("DYNAMIC", int(self.dynamic)),
+        )
+
+    @property
+    def rows(self) -> int:
+        """Query rows a tile."""
+        return 64 * self.warpgroups
+
+    @property
+    def threads(self) -> int:
+        """Of a block: the warpgroups that compute and the one that loads."""
+        return 128 * (self.warpgroups + 1)
+
+    @property
+    def shared_bytes(self) -> int:
+        """Dynamic shared memory: barriers, Q, the stages, and room to align."""
+        stage = self.block_n * (self.head_dim + self.value_dim) * 2
+        return 1024 + 1024 + self.rows * self.head_dim * 2 + self.stages * stage
+
+
+def variant(head_dim: int, value_dim: int, *, causal: bool, varlen: bool, dtype: str) -> Variant:
+    """The kernel for these sizes and this dtype ("bf16" or "fp16"); blocks as measured on an H200.
+
+    Raises ValueError for sizes beyond the largest.
+    """
+    fitting = [pair for pair in SERVED if head_dim <= pair[0] and value_dim <= pair[1]]
+    if not fitting or head_dim % 8 or value_dim % 8:
+        raise ValueError(
+            "q: wants head_dim/value_dim up to 128/128 or 192/128, multiples of 8, "
+            f"got {head_dim}/{value_dim}"
+        )
+    wide, out = fitting[0]
+    name = {"bf16": "BF16", "fp16": "F16"}[dtype]
+    warpgroups, block_n = {
+        (64, 64): (2, 128),
+        (128, 128): (2, 128 if causal or varlen else 176),
+        (192, 128): (2, 112),
+    }[wide, out]
+    return Variant(wide, out, causal, varlen, name, warpgroups, block_n, 2)
+
+
+class _Arguments(ctypes.Structure):
+    """The kernel's ``Arguments``."""
+
+    _fields_ = [
+        ("output", ctypes.c_uint64),
+        ("cu_seqlens_q", ctypes.c_uint64),
+        ("cu_seqlens_k", ctypes.c_uint64),
+        ("counters", ctypes.c_uint64),
+        ("output_batch_stride", ctypes.c_int64),
+        ("output_row_stride", ctypes.c_int64),
+        ("output_head_stride", ctypes.c_int64),
+        ("batch", ctypes.c_int),
+        ("heads", ctypes.c_int),
+        ("group", ctypes.c_int),
+        ("query_len", ctypes.c_int),
+        ("cache_len", ctypes.c_int),
+        ("query_rows", ctypes.c_int),
+        ("key_rows", ctypes.c_int),
+        ("value_dim", ctypes.c_int),
+        ("row_blocks", ctypes.c_int),
+        ("heads_at_once", ctypes.c_int),
+        ("scale_log2", ctypes.c_float),
+    ]
+
+
+def attention(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, causal: bool, scale: float | None = None
+) -> torch.Tensor:
+    """q [B, T, H, D], k [B, S, Hkv, D], v [B, S, Hkv, Dv] -> [B, T, H, Dv] in q's dtype.
+
+    bf16 or fp16 with fp32 scores, sums and accumulators; weights are rounded to q's dtype before
+    the second product. Bit-identical run to run. Any strides that are multiples of 16 bytes, last
+    dimension contiguous. Raises ValueError.
+    """
+    shape = arguments.check(q, k, v, causal=causal, scale=scale, formats=("bf16", "fp16"))
+    arguments.check_served(shape, q, device="cuda")
+    chosen = variant(shape.head_dim, shape.value_dim, causal=causal, varlen=False, dtype=_dtype(q))
+    out = q.new_empty(shape.batch, shape.query_len, shape.heads, shape.value_dim)
+    run(chosen, q, k, v, out, scale=shape.scale)
+    return out
+
+
+def attention_varlen(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    *,
+    cu_seqlens_q: torch.Tensor,
+    cu_seqlens_k: torch.Tensor,
+    max_seqlen_q: int,
+    max_seqlen_k: int,
+    causal: bool,
+    scale: float | None = None,
+) -> torch.Tensor:
+    """q [Tq, H, D], k [Tk, Hkv, D], v [Tk, Hkv, Dv], offsets int32 [B + 1] -> [Tq, H, Dv].
+
+    As ``attention``; causal is aligned at the bottom right of every sequence. Queries that see no
+    key give zeros. Raises ValueError.
+    """
+    shape = arguments.check_varlen(
+        q, k, v, cu_seqlens_q=cu_seqlens_q, cu_seqlens_k=cu_seqlens_k, max_seqlen_q=max_seqlen_q,
+        max_seqlen_k=max_seqlen_k, causal=causal, scale=scale, formats=("bf16", "fp16"),
+    )  # fmt: skip
+    arguments.check_served(shape, q, device="cuda")
+    chosen = variant(shape.head_dim, shape.value_dim, causal=causal, varlen=True, dtype=_dtype(q))
+    out = q.new_empty(shape.queries, shape.heads, shape.value_dim)
+    if shape.queries == 0 or max_seqlen_q == 0:
+        return out
+    if shape.keys == 0:
+        return out.zero_()
+    run(
+        chosen, q[None], k[None], v[None], out[None], scale=shape.scale,
+        offsets=(cu_seqlens_q.contiguous(), cu_seqlens_k.contiguous()),
+        longest=(max_seqlen_q, max_seqlen_k),
+    )  # fmt: skip
+    return out
+
+
+def run(
+    chosen: Variant,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    out: torch.Tensor,
+    *,
+    scale: float,
+    offsets: tuple[torch.Tensor, torch.Tensor] | None = None,
+    longest: tuple[int, int] | None = None,
+    heads_at_once: int | None = None,
+) -> None:
+    """Launch one variant into ``out`` [B, T, H, Dv]; with ``offsets``, B = 1 and rows are packed.
+
+    Raises ValueError for strides that TMA does not take.
+    """
+    import torch
+
+    arguments.check_strides(q=q, k=k, v=v)
+    batch, query_rows, heads, _ = q.shape
+    key_rows, kv_heads, value_dim = k.shape[1], k.shape[2], v.shape[3]
+    query_len, cache_len = longest or (query_rows, key_rows)
+    sequences = offsets[0].shape[0] - 1 if offsets else batch
+    row_blocks = -(-query_len // chosen.rows)
+    group = heads // kv_heads
+    if heads_at_once is None:
+        # Heads that share keys count once.
+        pair_bytes = max(cache_len, 1) * (chosen.head_dim + chosen.value_dim) * 2
+        heads_at_once = max(1, _L2_BYTES // pair_bytes) * group
+    tiles = sequences * heads * row_blocks
+    given = _Arguments(
+        output=out.data_ptr(),
+        cu_seqlens_q=offsets[0].data_ptr() if offsets else 0,
+        cu_seqlens_k=offsets[1].data_ptr() if offsets else 0,
+        counters=0,
+        output_batch_stride=out.stride(0),
+        output_row_stride=out.stride(1),
+        output_head_stride=out.stride(2),
+        batch=sequences,
+        heads=heads,
+        group=group,
+        query_len=query_len,
+        cache_len=cache_len,
+        query_rows=query_rows,
+        key_rows=key_rows,
+        value_dim=value_dim,
+        row_blocks=row_blocks,
+        heads_at_once=min(heads_at_once, sequences * heads),
+        scale_log2=scale * math.log2(math.e),
+    )
+    with torch.cuda.device(q.device):
+        stream = torch.cuda.current_stream().cuda_stream
+        counters = _counters(q.device.index, stream) if chosen.dynamic else None
+        given.counters = counters.data_ptr() if counters is not None else 0
+        kernel = nvrtc.function(SOURCE, KERNEL, defines=chosen.defines)
+        nvrtc.launch(
+            kernel,
+            (min(tiles, _processors(q.device.index)), 1, 1),
+            (chosen.threads, 1, 1),
+            chosen.shared_bytes,
+            stream,
+            [
+                _tiles(q, chosen.rows),
+                _tiles(k, chosen.block_n),
+                _tiles(v, chosen.block_n),
+                given,
+            ],
+        )
+
+
+def _tiles(x: torch.Tensor, rows: int) -> nvrtc.TensorMap:
+    """The tensor map of x [B, T, H, D]: boxes of ``rows`` tokens by 64 of D, of one head."""
+    batch, tokens, heads, dim = x.shape
+    size = x.element_size()
+    dense = (heads * dim, dim, tokens * heads * dim)  # where the extent is 1, any stride will do
+    strides = [
+        (x.stride(axis) if x.shape[axis] > 1 else dense[i]) * size
+        for i, axis in enumerate((1, 2, 0))
+    ]
+    strides = [-(-stride // 16) * 16 for stride in strides]
+    return nvrtc.tensor_map(
+        x.data_ptr(), _dtype(x), (dim, tokens, heads, batch), strides, (64, rows, 1, 1)
+    )
+
+
+def _dtype(x: torch.Tensor) -> str:
+    return {"torch.bfloat16": "bf16", "torch.float16": "fp16"}[str(x.dtype)]
+
+
+@cache
+def _processors(device: int) -> int:
+    import torch
+
+    return int(torch.cuda.get_device_properties(device).multi_processor_count)
+
+
+class _Slots:
+    """Pairs of tile counters on a device. A launch leaves its pair at zero, as it found it.
+
+    Launches on one stream follow each other and share a pair; a captured launch may be replayed
+    anywhere, so it keeps a pair of its own.
+    """
+
+    def __init__(self, device: int) -> None:
+        import torch
+
+        self.pairs = torch.zeros(_SLOTS, 2, dtype=torch.int32, device=device)
+        torch.cuda.synchronize(device)
+        self.used = 0
+        self.of_stream: dict[int, torch.Tensor] = {}
+
+    def take(self) -> torch.Tensor | None:
+        if self.used == _SLOTS:
+            return None
+        self.used += 1
+        return self.pairs[self.used - 1]
+
+
+_slots: dict[int, _Slots] = {}
+
+
+def _counters(device: int, stream: int) -> torch.Tensor:
+    """A pair of zeros that no other launch uses at the same time."""
+    import torch
+
+    capturing = torch.cuda.is_current_stream_capturing()
+    if device not in _slots and not capturing:
+        _slots[device] = _Slots(device)
+    slots = _slots.get(device)
+    if slots is None:
+        return torch.zeros(2, dtype=torch.int32, device=device)
+    if not capturing and stream in slots.of_stream:
+        return slots.of_stream[stream]
+    pair = slots.take()
+    if pair is None:
+        return torch.zeros(2, dtype=torch.int32, device=device)
+    if not capturing:
+        slots.of_stream[stream] = pair
+    return pair
