@@ -29,7 +29,7 @@ def by_quantity(records: list[Record], implementation: str) -> dict[str, Record]
     ("backend", "fast"), [("torch", "sdpa_flash"), ("jax", "xla"), ("mlx", "fast")]
 )
 def test_records_of_one_decode_case(start: Start, backend: str, fast: str) -> None:
-    given = {"backend": backend, "phase": "decode", "dtype": "fp32"}
+    given = {"backend": backend, "phase": "decode", "dtype": "fp32", "layout": "dense"}
     records = run(start("attention", implementations=f"naive,{backend}.{fast}", **given))
     assert {r.implementation for r in records} == {f"{backend}.naive", f"{backend}.{fast}"}
     for name in ("naive", fast):
@@ -62,7 +62,10 @@ def test_nothing_is_measured_twice_and_selecting_makes_nothing_stale(
         return real(backend, given, **more)
 
     monkeypatch.setattr(measure, "sample_together", counted)
-    given = {"backend": "torch", "phase": "prefill", "dtype": "fp32", "batch": 1, "seq_len": 9}
+    given = {
+        "backend": "torch", "phase": "prefill", "dtype": "fp32", "batch": 1, "seq_len": 9,
+        "layout": "dense",
+    }  # fmt: skip
     first = run(start("attention", **given))
     assert len(calls) == 4  # two smoke cases, naive and sdpa_flash
     again = run(start("attention", **given))
@@ -72,7 +75,8 @@ def test_nothing_is_measured_twice_and_selecting_makes_nothing_stale(
 
 
 def test_what_cannot_run_here_is_two_records_with_the_reason(start: Start) -> None:
-    opened = start("attention", backend="torch", phase="decode", implementations="sdpa_cudnn")
+    given = {"backend": "torch", "phase": "decode", "implementations": "sdpa_cudnn"}
+    opened = start("attention", layout="dense", **given)
     records = run(opened)
     assert {(r.quantity, r.metric) for r in records} == set(operation.NOT_RUN)
     assert {r.status for r in records} == {Status.UNSUPPORTED}
@@ -121,10 +125,11 @@ def broken(defect: str) -> Callable[..., Any]:
 def test_a_wrong_output_has_a_reason_and_no_speed(
     start: Start, monkeypatch: pytest.MonkeyPatch, defect: str, status: Status, reason: str
 ) -> None:
-    monkeypatch.setattr(Entry, "load", lambda self: broken(defect))
+    monkeypatch.setattr(Entry, "load", lambda self, layout: broken(defect))
     opened = start(
-        "attention", backend="torch", phase="prefill", implementations="naive", dtype="fp32"
-    )
+        "attention", backend="torch", phase="prefill", implementations="naive", dtype="fp32",
+        layout="dense",
+    )  # fmt: skip
     records = run(opened)
     assert len(records) == 8  # two cases of four quantities
     for record in records:
@@ -153,10 +158,11 @@ def parameters(**given: Any) -> attention.Parameters:
 
 
 def test_sizes_replace_those_of_every_case() -> None:
-    found = attention.cases(parameters(batch=2, seq_len=64, heads=4, head_dim=32, causal=True))
+    given = {"batch": 2, "seq_len": 64, "heads": 4, "head_dim": 32, "causal": True}
+    found = attention.cases(parameters(layout="dense", **given))
     assert {(c.batch, c.cache_len, c.heads, c.kv_heads) for c in found} == {(2, 64, 4, 4)}
     assert {c.query_len for c in found if c.phase == "decode"} == {1}
-    assert len(found) == 3  # prefill with and without the report's dtypes, decode
+    assert len(found) == 4  # prefill with and without the report's dtypes and FP8, decode
     assert all(c.name is None and c.model is None for c in found)
     grouped = attention.cases(parameters(phase="decode", kv_heads=4))
     assert {(c.heads, c.kv_heads) for c in grouped} == {(32, 4)}

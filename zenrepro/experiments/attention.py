@@ -14,7 +14,7 @@ from zenrepro.experiments import operation, session
 from zenrepro.experiments.operation import Drawn, Peaks, Sizes
 from zenrepro.experiments.point import Point, Prepared, Result
 from zenrepro.formats import element_bytes
-from zenrepro.ops.attention.cases import CASES, Case
+from zenrepro.ops.attention.cases import CASES, Case, Layout
 from zenrepro.ops.attention.problem import Problem
 from zenrepro.ops.attention.table import TABLE
 from zenrepro.ops.entry import Entry
@@ -26,7 +26,8 @@ _CASES = "zenrepro.ops.attention.cases"
 
 class Parameters(session.Parameters, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """``implementations``: comma-separated names, with or without the backend. The sizes replace
-    those of every case of the scale; ``seq_len`` is the cache's length in decode."""
+    those of every case of the scale; ``seq_len`` is the cache's length in decode, and the mean
+    where lengths differ."""
 
     implementations: str | None = None
     phase: Literal["prefill", "decode"] | None = None
@@ -36,7 +37,8 @@ class Parameters(session.Parameters, frozen=True, forbid_unknown_fields=True, kw
     kv_heads: int | None = None
     head_dim: int | None = None
     causal: bool | None = None
-    dtype: Literal["fp32", "bf16", "fp16"] | None = None
+    dtype: Literal["fp32", "bf16", "fp16", "fp8_e4m3"] | None = None
+    layout: Layout | None = None
 
 
 def points(run: session.Session) -> Iterator[Point]:
@@ -93,6 +95,8 @@ def cases(parameters: Parameters) -> list[Case]:
     for case in CASES[parameters.scale or "small"]:
         if parameters.phase not in (None, case.phase):
             continue
+        if parameters.layout not in (None, case.layout):
+            continue
         change: dict[str, Any] = dict(replaced)
         if parameters.seq_len is not None:
             change["cache_len"] = parameters.seq_len
@@ -138,9 +142,12 @@ def sizes(entry: Entry, case: Case, dtype: str) -> Sizes:
     work = counts.attention_of(case.conditions(dtype))
     moved = None
     if entry.algorithm == BASELINE:
-        moved = (work.bytes or 0.0) + counts.materialised_scores(
-            batch=case.batch, query_len=case.query_len, cache_len=case.cache_len,
-            heads=case.heads, dtype=dtype,
-        )  # fmt: skip
-    tokens = case.batch * case.query_len
-    return Sizes(work, tokens, tokens * case.heads * case.value_dim * element_bytes(dtype), moved)
+        moved = (work.bytes or 0.0) + sum(
+            counts.materialised_scores(
+                batch=1, query_len=queries, cache_len=keys, heads=case.heads, dtype=dtype
+            )
+            for queries, keys in case.sequences
+        )
+    return Sizes(
+        work, case.tokens, case.tokens * case.heads * case.value_dim * element_bytes(dtype), moved
+    )

@@ -28,12 +28,11 @@ def predict(case: Case, dtype: str, flop_rate: float | None, bandwidth: float | 
     """The least work and time of a case. ``flop_rate`` in FLOP/s, ``bandwidth`` in B/s."""
     work = counts.attention_of(case.conditions(dtype))
     flops, least = work.flops or 0.0, work.bytes or 0.0
-    stored = least + counts.materialised_scores(
-        batch=case.batch,
-        query_len=case.query_len,
-        cache_len=case.cache_len,
-        heads=case.heads,
-        dtype=dtype,
+    stored = least + sum(
+        counts.materialised_scores(
+            batch=1, query_len=queries, cache_len=keys, heads=case.heads, dtype=dtype
+        )
+        for queries, keys in case.sequences
     )
     if flop_rate is None or bandwidth is None:
         return Prediction(flops, least, stored, None, None, None)
