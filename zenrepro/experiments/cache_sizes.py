@@ -99,7 +99,6 @@ def _allocated(
 ) -> list[Result]:
     """One layer's cache as it is kept: keys and values, or pages of latent rows."""
     backend = run.backend
-    backend.release()
     shapes, layout = _shapes(cache, stored, batch, seq_len)
     held: list[Any] = []
 
@@ -112,7 +111,8 @@ def _allocated(
     if size is None:
         size, how = sum(_stored_bytes(array) for array in allocate()), "bytes of the arrays"
     held.clear()
-    backend.release()
+    if backend.kind != "cpu":
+        backend.release()  # the next one may be as large as the device allows
     return [
         Result(
             quantity="memory",

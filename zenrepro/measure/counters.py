@@ -25,22 +25,20 @@ from zenrepro.backends import Unavailable
 
 # Sectors, the unit in which the L2 counts, are 32 bytes.
 SECTOR_BYTES = 32
-# One pass over each kernel reads all of these (seen on sm_90), so that none is run twice: caches
-# stay as the program left them. Bytes of device memory; what the L2 handed to the multiprocessors
-# and took from them, in sectors, and the same as it arrived there (neighbours share a request).
-TRAFFIC = (
-    "dram__bytes_read.sum",
-    "dram__bytes_write.sum",
-    "lts__t_sectors_srcunit_tex_op_read.sum",
-    "lts__t_sectors_srcunit_tex_op_write.sum",
-    "l1tex__m_xbar2l1tex_read_bytes.sum",
-    "l1tex__m_l1tex2xbar_write_bytes.sum",
-    "gpu__time_duration.sum",
-)
-TENSOR_PIPE = "sm__pipe_tensor_cycles_active.avg.pct_of_peak_sustained_elapsed"
-DRAM_SHARE = "dram__bytes.sum.pct_of_peak_sustained_elapsed"
-UTILISATION = (TENSOR_PIPE, DRAM_SHARE, "gpu__time_duration.sum")
 SECONDS = "gpu__time_duration.sum"
+DRAM_READ, DRAM_WRITTEN = "dram__bytes_read.sum", "dram__bytes_write.sum"
+L2_READ = "lts__t_sectors_srcunit_tex_op_read.sum"
+L2_WRITTEN = "lts__t_sectors_srcunit_tex_op_write.sum"
+ARRIVED, LEFT = "l1tex__m_xbar2l1tex_read_bytes.sum", "l1tex__m_l1tex2xbar_write_bytes.sum"
+DRAM_SHARE = "dram__bytes.sum.pct_of_peak_sustained_elapsed"
+TENSOR_PIPE = "sm__pipe_tensor_cycles_active.avg.pct_of_peak_sustained_elapsed"
+# What depends on the caches: device memory, and what the L2 hands to the multiprocessors and takes
+# from them. On sm_90 one pass over a kernel reads them, so none runs twice and caches stay as the
+# program left them.
+MEMORY = (DRAM_READ, DRAM_WRITTEN, DRAM_SHARE, L2_READ, L2_WRITTEN, SECONDS)
+# What does not: bytes as they arrive at the multiprocessors and leave them (neighbours share a
+# request to the L2, which is why it hands over less), and how long the tensor pipes work.
+MULTIPROCESSORS = (ARRIVED, LEFT, TENSOR_PIPE, SECONDS)
 
 # What base units mean here; a table in other units is refused, not guessed at.
 _UNITS = {"byte": 1.0, "sector": 1.0, "ns": 1e-9, "nsecond": 1e-9, "%": 1.0, "": 1.0,
