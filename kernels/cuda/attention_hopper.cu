@@ -8,11 +8,19 @@
 //
 // Macros: HEAD_DIM, VALUE_DIM (multiples of 64), WARPGROUPS (64 query rows each), BLOCK_N (keys a
 // block), STAGES, CAUSAL (bottom-right), VARLEN (rows of all sequences packed, cu_seqlens),
-// DTYPE (BF16 or F16); PINGPONG, LAZY_RESCALE, DYNAMIC choose among schedules.
+// DTYPE (BF16 or F16). Schedules, each 0 or 1: PINGPONG (warpgroups take turns at the tensor
+// cores), CONTINUOUS (the first product of the next tile runs with the last of this one, so that
+// the tensor cores do not drain between tiles), LAZY_RESCALE, DYNAMIC (tiles from a counter).
 #include "hopper.cuh"
 
 #ifndef PINGPONG
 #define PINGPONG 1
+#endif
+#ifndef CONTINUOUS
+#define CONTINUOUS 1
+#endif
+#ifndef Q_STAGES
+#define Q_STAGES 1
 #endif
 #ifndef LAZY_RESCALE
 #define LAZY_RESCALE 1
@@ -27,11 +35,12 @@ constexpr int CONSUMER_REGISTERS = WARPGROUPS == 1 ? 256 : WARPGROUPS == 2 ? 240
 constexpr int PRODUCER_REGISTERS = WARPGROUPS == 3 ? 32 : 24;
 constexpr int K_CHUNKS = HEAD_DIM / 64;  // a chunk: rows of 64 elements, 128 bytes, swizzled
 constexpr int V_CHUNKS = VALUE_DIM / 64;
-constexpr u32 Q_BYTES = BLOCK_M * HEAD_DIM * 2;
+constexpr u32 Q_BYTES = 64 * HEAD_DIM * 2;  // of one warpgroup
 constexpr u32 K_BYTES = BLOCK_N * HEAD_DIM * 2;
 constexpr u32 V_BYTES = BLOCK_N * VALUE_DIM * 2;
 constexpr u32 BARRIER_BYTES = 1024;
-constexpr u32 SHARED_BYTES = BARRIER_BYTES + Q_BYTES + STAGES * (K_BYTES + V_BYTES);
+constexpr u32 SHARED_BYTES =
+    BARRIER_BYTES + Q_STAGES * WARPGROUPS * Q_BYTES + STAGES * (K_BYTES + V_BYTES);
 // The host asks for 1024 bytes more than this, to align.
 static_assert(SHARED_BYTES + 1024 <= 232448, "more shared memory than a Hopper SM gives");
 static_assert(BLOCK_N % 16 == 0 && BLOCK_N <= 256, "a block of keys is one wgmma wide");
@@ -102,22 +111,26 @@ DEVICE Tile tile_of(int index, const Arguments& a) {
 }
 
 // A place in a ring of stages and the parity of its current round.
+template <int COUNT>
 struct Ring {
     u32 stage = 0, parity = 0;
     DEVICE void next() {
-        if (++stage == STAGES) {
+        if (++stage == COUNT) {
             stage = 0;
             parity ^= 1;
         }
     }
 };
 
+// Addresses in shared memory. Barriers take 8 bytes; those of Q: one a stage and warpgroup.
 struct Shared {
-    u32 q, k, v;                                             // tiles
-    u32 q_full, q_empty, k_full, k_empty, v_full, v_empty;   // barriers; 8 bytes a stage
-    volatile int* tile;                                      // the tile that q_full announces
+    u32 q, k, v;
+    u32 q_full, q_empty, k_full, k_empty, v_full, v_empty;
+    u32 tile;  // the tile's index beside each q_full, 4 bytes each
 };
 
+// One thread loads everything, in the order in which it is needed: the keys of a block, then the
+// values of the block before; and so from the last block of a tile to the first of the next.
 DEVICE void produce(const TensorMap* q_map, const TensorMap* k_map, const TensorMap* v_map,
                     const Arguments& a, const Shared& s) {
     tensor_map_prefetch(q_map);
@@ -125,56 +138,66 @@ DEVICE void produce(const TensorMap* q_map, const TensorMap* k_map, const Tensor
     tensor_map_prefetch(v_map);
     const int tiles = a.batch * a.heads * a.row_blocks;
     int* counters = reinterpret_cast<int*>(a.counters);
-    Ring k_ring, v_ring;
-    u32 q_parity = 0;
-    int index = blockIdx.x;
-    while (index < tiles) {
-        int next = index + gridDim.x;
-        if (DYNAMIC) next = gridDim.x + atomicAdd(counters, 1);
-        const Tile t = tile_of(index, a);
-        if (t.row < t.queries) {
-            const int kv_head = t.head / a.group;
-            auto load_k = [&](int block) {
-                mbarrier_wait(s.k_empty + 8 * k_ring.stage, k_ring.parity ^ 1);
-                const u32 full = s.k_full + 8 * k_ring.stage;
-                mbarrier_arrive_expect(full, K_BYTES);
-#pragma unroll
-                for (int c = 0; c < K_CHUNKS; ++c)
-                    tma_load(s.k + k_ring.stage * K_BYTES + c * BLOCK_N * 128, k_map, full,
-                             L2_EVICT_LAST, 64 * c, t.key_at + block * BLOCK_N, kv_head, t.batch);
-                k_ring.next();
-            };
-            auto load_v = [&](int block) {
-                mbarrier_wait(s.v_empty + 8 * v_ring.stage, v_ring.parity ^ 1);
-                const u32 full = s.v_full + 8 * v_ring.stage;
-                mbarrier_arrive_expect(full, V_BYTES);
-#pragma unroll
-                for (int c = 0; c < V_CHUNKS; ++c)
-                    tma_load(s.v + v_ring.stage * V_BYTES + c * BLOCK_N * 128, v_map, full,
-                             L2_EVICT_LAST, 64 * c, t.key_at + block * BLOCK_N, kv_head, t.batch);
-                v_ring.next();
-            };
-            mbarrier_wait(s.q_empty, q_parity ^ 1);
-            *s.tile = index;
-            mbarrier_arrive_expect(s.q_full, Q_BYTES);
-#pragma unroll
-            for (int c = 0; c < K_CHUNKS; ++c)
-                tma_load(s.q + c * BLOCK_M * 128, q_map, s.q_full, L2_EVICT_FIRST, 64 * c,
-                         t.query_at + t.row, t.head, t.batch);
-            q_parity ^= 1;
-            // Keys run one block ahead of values; from the last block to the first.
-            if (t.blocks > 0) load_k(t.blocks - 1);
-            for (int block = t.blocks - 1; block > 0; --block) {
-                load_k(block - 1);
-                load_v(block);
-            }
-            if (t.blocks > 0) load_v(0);
+    Ring<Q_STAGES> q_ring;
+    Ring<STAGES> k_ring, v_ring;
+    // Announces a tile to a warpgroup, and loads its 64 rows of Q.
+    auto load_q = [&](int warpgroup, int index, const Tile& t) {
+        const u32 slot = q_ring.stage * WARPGROUPS + warpgroup;
+        mbarrier_wait(s.q_empty + 8 * slot, q_ring.parity ^ 1);
+        shared_store(s.tile + 4 * slot, index);
+        const u32 full = s.q_full + 8 * slot;
+        if (index < 0) {
+            mbarrier_arrive(full);
+            return;
         }
-        index = next;
+        mbarrier_arrive_expect(full, Q_BYTES);
+#pragma unroll
+        for (int c = 0; c < K_CHUNKS; ++c)
+            tma_load(s.q + slot * Q_BYTES + c * 64 * 128, q_map, full, L2_EVICT_FIRST, 64 * c,
+                     t.query_at + t.row + 64 * warpgroup, t.head, t.batch);
+    };
+    auto load_k = [&](int block, const Tile& t) {
+        mbarrier_wait(s.k_empty + 8 * k_ring.stage, k_ring.parity ^ 1);
+        const u32 full = s.k_full + 8 * k_ring.stage;
+        mbarrier_arrive_expect(full, K_BYTES);
+#pragma unroll
+        for (int c = 0; c < K_CHUNKS; ++c)
+            tma_load(s.k + k_ring.stage * K_BYTES + c * BLOCK_N * 128, k_map, full, L2_EVICT_LAST,
+                     64 * c, t.key_at + block * BLOCK_N, t.head / a.group, t.batch);
+        k_ring.next();
+    };
+    auto load_v = [&](int block, const Tile& t) {
+        mbarrier_wait(s.v_empty + 8 * v_ring.stage, v_ring.parity ^ 1);
+        const u32 full = s.v_full + 8 * v_ring.stage;
+        mbarrier_arrive_expect(full, V_BYTES);
+#pragma unroll
+        for (int c = 0; c < V_CHUNKS; ++c)
+            tma_load(s.v + v_ring.stage * V_BYTES + c * BLOCK_N * 128, v_map, full, L2_EVICT_LAST,
+                     64 * c, t.key_at + block * BLOCK_N, t.head / a.group, t.batch);
+        v_ring.next();
+    };
+
+    Tile t, older;
+    bool owed = false;  // the values of block 0 of `older`
+    for (int index = blockIdx.x, next; index < tiles; index = next) {
+        next = DYNAMIC ? static_cast<int>(gridDim.x) + atomicAdd(counters, 1)
+                       : index + static_cast<int>(gridDim.x);
+        t = tile_of(index, a);
+        if (t.row >= t.queries) continue;
+        load_q(0, index, t);
+        if (t.blocks > 0) load_k(t.blocks - 1, t);
+        for (int w = 1; w < WARPGROUPS; ++w) load_q(w, index, t);
+        q_ring.next();
+        if (owed) load_v(0, older);
+        for (int block = t.blocks - 1; block > 0; --block) {
+            load_k(block - 1, t);
+            load_v(block, t);
+        }
+        owed = t.blocks > 0;
+        older = t;
     }
-    mbarrier_wait(s.q_empty, q_parity ^ 1);
-    *s.tile = -1;
-    mbarrier_arrive(s.q_full);
+    if (owed) load_v(0, older);
+    for (int w = 0; w < WARPGROUPS; ++w) load_q(w, -1, t);
     if (DYNAMIC) {
         // The last block to leave puts the counters back for the next launch.
         __threadfence();
@@ -195,7 +218,7 @@ DEVICE void multiply_qk(Scores& scores, u64 q, u64 k) {
     for (int step = 0; step < HEAD_DIM / 16; ++step) {
         const u32 within = step % 4 * 32;
         Wgmma<BLOCK_N, DTYPE>::ss(scores,
-                                  descriptor_advance(q, step / 4 * BLOCK_M * 128 + within),
+                                  descriptor_advance(q, step / 4 * 64 * 128 + within),
                                   descriptor_advance(k, step / 4 * BLOCK_N * 128 + within),
                                   step != 0);
     }
@@ -287,12 +310,10 @@ DEVICE void weigh(Scores& scores, Softmax& state, float scale_log2) {
     }
 }
 
-// The weights are computed before what follows, not after it: ptxas would move the wait for P V up
-// over the exponentials, and no work would be left to run under it. A branch that depends on every
-// weight, and that is never taken (sums of exponentials are not negative), holds it back.
+// Holds the weights before what follows, which is the wait for P V that they are to run under.
 DEVICE void finish(Scores& scores, const Softmax& state) {
     registers_pin(scores);
-    if (state.total[0] + state.total[1] < -1.0f) asm volatile("nanosleep.u32 1;");
+    hold_back(state.total[0] + state.total[1] < -1.0f);  // sums of exponentials: never
 }
 
 DEVICE void rescale(Output& out, const Softmax& state) {
@@ -355,10 +376,15 @@ DEVICE void clear_values(u32 v, int valid) {
     for (u32 i = thread; i < static_cast<u32>(BLOCK_N - valid) * V_CHUNKS * 8; i += 128) {
         const u32 row = valid + i / (V_CHUNKS * 8), chunk = i / 8 % V_CHUNKS, part = i % 8;
         const u32 at = v + chunk * BLOCK_N * 128 + row * 128 + part * 16;
-        asm volatile("st.shared.v4.u32 [%0], {%1, %1, %1, %1};" ::"r"(at), "r"(0) : "memory");
+        shared_zero16(at);
     }
     fence_async_shared();
     barrier_wait(8 + threadIdx.x / 128, 128);
+}
+
+DEVICE void clear(Output& out) {
+#pragma unroll
+    for (int i = 0; i < VALUE_DIM / 2; ++i) out[i] = 0.0f;
 }
 
 DEVICE void consume(u32 warpgroup, const Arguments& a, const Shared& s) {
@@ -368,105 +394,146 @@ DEVICE void consume(u32 warpgroup, const Arguments& a, const Shared& s) {
     const u32 next_turn = NAMED_TURN + (warpgroup + 1) % WARPGROUPS;
     if (PINGPONG && warpgroup == WARPGROUPS - 1) barrier_arrive(next_turn, 256);
 
-    const u64 q_matrix = matrix_descriptor(s.q + warpgroup * 64 * 128, 1024);
-    Ring k_ring, v_ring;
-    u32 q_parity = 0;
+    Ring<Q_STAGES> q_ring;
+    Ring<STAGES> k_ring, v_ring;
     Scores scores;
     Weights p;
     Output out;
-    while (true) {
-        mbarrier_wait(s.q_full, q_parity);
-        q_parity ^= 1;
-        const int index = *s.tile;
-        if (index < 0) break;
-        const Tile t = tile_of(index, a);
-        const int row = t.row + row_in_tile;
-        Softmax state = {{-infinity(), -infinity()}, {0.0f, 0.0f}, {1.0f, 1.0f}, false};
-#pragma unroll
-        for (int i = 0; i < VALUE_DIM / 2; ++i) out[i] = 0.0f;
-        if (t.blocks == 0) {
-            __syncwarp();
-            release(s.q_empty);
-            store(out, state, t, a, row, column);
-            continue;
-        }
+    Softmax state;
+    Tile t;
+    u32 q_slot;  // of t
 
-        auto k_matrix = [&] { return matrix_descriptor(s.k + k_ring.stage * K_BYTES, 1024); };
-        auto v_matrix = [&] {
-            return matrix_descriptor(s.v + v_ring.stage * V_BYTES, 1024, BLOCK_N * 128);
-        };
-        auto mask_block = [&](int block) {
-            int seen[2];
+    // Waits for the next tile; false when there is none.
+    auto fetch = [&](Tile& tile, u32& slot) {
+        slot = q_ring.stage * WARPGROUPS + warpgroup;
+        mbarrier_wait(s.q_full + 8 * slot, q_ring.parity);
+        q_ring.next();
+        const int index = shared_load(s.tile + 4 * slot);
+        if (index < 0) return false;
+        tile = tile_of(index, a);
+        return true;
+    };
+    auto q_matrix = [&](u32 slot) { return matrix_descriptor(s.q + slot * Q_BYTES, 1024); };
+    auto k_matrix = [&] { return matrix_descriptor(s.k + k_ring.stage * K_BYTES, 1024); };
+    auto v_matrix = [&] {
+        return matrix_descriptor(s.v + v_ring.stage * V_BYTES, 1024, BLOCK_N * 128);
+    };
+    auto mask_block = [&](const Tile& tile, int block) {
+        int seen[2];
 #pragma unroll
-            for (int h = 0; h < 2; ++h) {
-                seen[h] = t.keys;
-                if (CAUSAL) seen[h] = min(seen[h], row + 8 * h + t.keys - t.queries + 1);
-                seen[h] -= block * BLOCK_N + 2 * static_cast<int>(column);
+        for (int h = 0; h < 2; ++h) {
+            seen[h] = tile.keys;
+            if (CAUSAL) {
+                const int row = tile.row + row_in_tile + 8 * h;
+                seen[h] = min(seen[h], row + tile.keys - tile.queries + 1);
             }
-            mask(scores, seen);
-        };
-        auto wait_v = [&](int block) {
-            mbarrier_wait(s.v_full + 8 * v_ring.stage, v_ring.parity);
-            if (VARLEN && (block + 1) * BLOCK_N > t.keys)
-                clear_values(s.v + v_ring.stage * V_BYTES, t.keys - block * BLOCK_N);
-        };
-
-        int block = t.blocks - 1;
-        mbarrier_wait(s.k_full + 8 * k_ring.stage, k_ring.parity);
-        registers_pin(scores);
-        wgmma_fence();
-        multiply_qk(scores, q_matrix, k_matrix());
-        wgmma_wait<0>();
+            seen[h] -= block * BLOCK_N + 2 * static_cast<int>(column);
+        }
+        mask(scores, seen);
+    };
+    auto wait_v = [&](const Tile& tile, int block) {
+        mbarrier_wait(s.v_full + 8 * v_ring.stage, v_ring.parity);
+        if (VARLEN && (block + 1) * BLOCK_N > tile.keys)
+            clear_values(s.v + v_ring.stage * V_BYTES, tile.keys - block * BLOCK_N);
+    };
+    auto scores_ready = [&] {
         registers_pin(scores);
         release(s.k_empty + 8 * k_ring.stage);
         k_ring.next();
-        if (block >= t.whole) mask_block(block);
-        weigh<true>(scores, state, a.scale_log2);
-        round_weights(p, scores);
-
-        // Scores of `block` while the values of block + 1 are added.
-        auto step = [&](auto masked) {
-            mbarrier_wait(s.k_full + 8 * k_ring.stage, k_ring.parity);
-            if (PINGPONG) barrier_wait(turn, 256);
-            registers_pin(scores);
-            registers_pin(p);
-            registers_pin(out);
-            wgmma_fence();
-            multiply_qk(scores, q_matrix, k_matrix());
-            wait_v(block + 1);
-            wgmma_fence();
-            multiply_pv(out, p, v_matrix());
-            if (PINGPONG) barrier_arrive(next_turn, 256);
-            wgmma_wait<1>();
-            registers_pin(scores);
-            release(s.k_empty + 8 * k_ring.stage);
-            k_ring.next();
-            if (decltype(masked)::value) mask_block(block);
-            weigh<decltype(masked)::value>(scores, state, a.scale_log2);
-            finish(scores, state);
-            wgmma_wait<0>();
-            registers_pin(out);
-            registers_pin(p);
-            release(s.v_empty + 8 * v_ring.stage);
-            v_ring.next();
-            rescale(out, state);
-            round_weights(p, scores);
-        };
-        for (--block; block >= t.whole; --block) step(Constant<true>{});
-        for (; block >= 0; --block) step(Constant<false>{});
-
-        release(s.q_empty);
-        wait_v(0);
-        registers_pin(p);
-        registers_pin(out);
-        wgmma_fence();
-        multiply_pv(out, p, v_matrix());
+    };
+    auto values_added = [&] {
         wgmma_wait<0>();
         registers_pin(out);
         registers_pin(p);
         release(s.v_empty + 8 * v_ring.stage);
         v_ring.next();
-        store(out, state, t, a, row, column);
+    };
+    // The scores of one block, and while they are weighed the values of the block before it
+    // (`older`, of this tile or of the last) are added.
+    auto products = [&](u32 slot, const Tile& older, int older_block) {
+        mbarrier_wait(s.k_full + 8 * k_ring.stage, k_ring.parity);
+        if (PINGPONG) barrier_wait(turn, 256);
+        registers_pin(scores);
+        registers_pin(p);
+        registers_pin(out);
+        wgmma_fence();
+        multiply_qk(scores, q_matrix(slot), k_matrix());
+        wait_v(older, older_block);
+        wgmma_fence();
+        multiply_pv(out, p, v_matrix());
+        if (PINGPONG) barrier_arrive(next_turn, 256);
+        wgmma_wait<1>();
+        scores_ready();
+    };
+    auto step = [&](auto masked, int block) {
+        products(q_slot, t, block + 1);
+        if (block == 0) release(s.q_empty + 8 * q_slot);
+        if (decltype(masked)::value) mask_block(t, block);
+        weigh<decltype(masked)::value>(scores, state, a.scale_log2);
+        finish(scores, state);
+        values_added();
+        rescale(out, state);
+        round_weights(p, scores);
+    };
+    // The first block of a tile, with nothing or with the last values of the tile before under it.
+    auto weigh_first = [&] {
+        const int block = t.blocks - 1;
+        if (block == 0) release(s.q_empty + 8 * q_slot);
+        if (block >= t.whole) mask_block(t, block);
+        state = {{-infinity(), -infinity()}, {0.0f, 0.0f}, {1.0f, 1.0f}, false};
+        weigh<true>(scores, state, a.scale_log2);
+        finish(scores, state);
+    };
+
+    bool some = fetch(t, q_slot);
+    while (some) {
+        clear(out);
+        if (t.blocks == 0) {  // rows that see no key
+            __syncwarp();
+            release(s.q_empty + 8 * q_slot);
+            state = {{0.0f, 0.0f}, {0.0f, 0.0f}, {1.0f, 1.0f}, false};
+            store(out, state, t, a, t.row + row_in_tile, column);
+            some = fetch(t, q_slot);
+            continue;
+        }
+        mbarrier_wait(s.k_full + 8 * k_ring.stage, k_ring.parity);
+        registers_pin(scores);
+        wgmma_fence();
+        multiply_qk(scores, q_matrix(q_slot), k_matrix());
+        wgmma_wait<0>();
+        scores_ready();
+        weigh_first();
+        round_weights(p, scores);
+        bool joined;  // to the next tile, without draining
+        do {
+            int block = t.blocks - 2;
+            for (; block >= t.whole; --block) step(Constant<true>{}, block);
+            for (; block >= 0; --block) step(Constant<false>{}, block);
+            const Tile older = t;
+            joined = false;
+            if (CONTINUOUS) {
+                some = fetch(t, q_slot);
+                joined = some && t.blocks > 0;
+            }
+            if (joined) {
+                const Softmax ended = state;
+                products(q_slot, older, 0);
+                weigh_first();
+                values_added();
+                round_weights(p, scores);
+                store(out, ended, older, a, older.row + row_in_tile, column);
+                clear(out);
+            } else {
+                wait_v(older, 0);
+                registers_pin(p);
+                registers_pin(out);
+                wgmma_fence();
+                multiply_pv(out, p, v_matrix());
+                values_added();
+                store(out, state, older, a, older.row + row_in_tile, column);
+            }
+        } while (joined);
+        if (!CONTINUOUS) some = fetch(t, q_slot);
     }
 }
 
@@ -477,22 +544,24 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
                      const __grid_constant__ Arguments a) {
     extern __shared__ unsigned char memory[];
     const u32 base = (shared_address(memory) + 1023) & ~1023u;
+    constexpr u32 Q_SLOTS = Q_STAGES * WARPGROUPS;
     Shared s;
     s.q_full = base;
-    s.q_empty = base + 8;
-    s.k_full = base + 16;
+    s.q_empty = s.q_full + 8 * Q_SLOTS;
+    s.k_full = s.q_empty + 8 * Q_SLOTS;
     s.k_empty = s.k_full + 8 * STAGES;
     s.v_full = s.k_empty + 8 * STAGES;
     s.v_empty = s.v_full + 8 * STAGES;
-    s.tile = reinterpret_cast<volatile int*>(memory + (base - shared_address(memory)) +
-                                             BARRIER_BYTES - 16);
+    s.tile = s.v_empty + 8 * STAGES;
     s.q = base + BARRIER_BYTES;
-    s.k = s.q + Q_BYTES;
+    s.k = s.q + Q_SLOTS * Q_BYTES;
     s.v = s.k + STAGES * K_BYTES;
 
     if (threadIdx.x == 0) {
-        mbarrier_init(s.q_full, 1);
-        mbarrier_init(s.q_empty, 4 * WARPGROUPS);
+        for (u32 i = 0; i < Q_SLOTS; ++i) {
+            mbarrier_init(s.q_full + 8 * i, 1);
+            mbarrier_init(s.q_empty + 8 * i, 4);  // the warps of one warpgroup
+        }
         for (int i = 0; i < STAGES; ++i) {
             mbarrier_init(s.k_full + 8 * i, 1);
             mbarrier_init(s.k_empty + 8 * i, 4 * WARPGROUPS);

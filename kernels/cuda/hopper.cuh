@@ -66,6 +66,27 @@ DEVICE void barrier_arrive(u32 id, u32 threads) {
     asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
 
+// A branch that is never taken, on a value that depends on earlier work: ptxas moves nothing that
+// follows over it (it would move a wait for wgmma above arithmetic meant to run under the wgmma).
+DEVICE void hold_back(bool never) {
+    if (never) asm volatile("nanosleep.u32 1;");
+}
+
+// Sixteen bytes of zeros to shared memory.
+DEVICE void shared_zero16(u32 target) {
+    asm volatile("st.shared.v4.u32 [%0], {%1, %1, %1, %1};" ::"r"(target), "r"(0) : "memory");
+}
+
+// One int in shared memory, past the compiler's back.
+DEVICE void shared_store(u32 target, int value) {
+    asm volatile("st.shared.s32 [%0], %1;" ::"r"(target), "r"(value) : "memory");
+}
+DEVICE int shared_load(u32 source) {
+    int value;
+    asm volatile("ld.shared.s32 %0, [%1];" : "=r"(value) : "r"(source) : "memory");
+    return value;
+}
+
 // ---------------------------------------------------------------- mbarrier
 
 DEVICE void mbarrier_init(u32 barrier, u32 arrivals) {
@@ -370,6 +391,71 @@ DEVICE u32 unpack_e4m3(u16 bytes) {
     u32 halves;
     asm("cvt.rn.f16x2.e4m3x2 %0, %1;" : "=r"(halves) : "h"(bytes));
     return halves;
+}
+
+// Two fp16 to floats, exact: x from the low half.
+DEVICE float2 halves_to_floats(u32 halves) {
+    float2 x;
+    asm("{\n.reg .f16 low, high;\nmov.b32 {low, high}, %2;\ncvt.f32.f16 %0, low;\n"
+        "cvt.f32.f16 %1, high;\n}\n"
+        : "=f"(x.x), "=f"(x.y)
+        : "r"(halves));
+    return x;
+}
+
+// ---------------------------------------------------------------- words of memory
+
+DEVICE void store_shared(u32 address, float x) {
+    asm volatile("st.shared.f32 [%0], %1;" ::"r"(address), "f"(x) : "memory");
+}
+DEVICE void store_shared(u32 address, uint4 x) {
+    asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(x.x), "r"(x.y),
+                 "r"(x.z), "r"(x.w)
+                 : "memory");
+}
+DEVICE float load_shared(u32 address) {
+    float x;
+    asm volatile("ld.shared.f32 %0, [%1];" : "=f"(x) : "r"(address) : "memory");
+    return x;
+}
+
+// Global memory that other blocks write in this launch: not from this multiprocessor's L1.
+DEVICE float4 load_l2(const float4* address) {
+    float4 x;
+    asm volatile("ld.global.cg.v4.f32 {%0, %1, %2, %3}, [%4];"
+                 : "=f"(x.x), "=f"(x.y), "=f"(x.z), "=f"(x.w)
+                 : "l"(address)
+                 : "memory");
+    return x;
+}
+DEVICE float2 load_l2(const float2* address) {
+    float2 x;
+    asm volatile("ld.global.cg.v2.f32 {%0, %1}, [%2];"
+                 : "=f"(x.x), "=f"(x.y)
+                 : "l"(address)
+                 : "memory");
+    return x;
+}
+// Global memory that is read once and that nothing writes in this launch.
+DEVICE uint4 load_once(const void* address) {
+    uint4 x;
+    asm volatile("ld.global.nc.L1::no_allocate.L2::128B.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w)
+                 : "l"(address));
+    return x;
+}
+
+// Waits until a counter in global memory has reached a value; what was written before it counted
+// (by a thread that then fenced) is seen.
+DEVICE void wait_global(const u32* counter, u32 wanted) {
+    for (u32 poll = 0;; ++poll) {
+        u32 have;
+        asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(have) : "l"(counter) : "memory");
+        if (have >= wanted) return;
+#ifdef DEBUG_SPIN
+        if (poll > DEBUG_SPIN) asm volatile("trap;");
+#endif
+    }
 }
 
 // ---------------------------------------------------------------- wgmma: matrix descriptors

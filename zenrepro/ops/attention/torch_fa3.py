@@ -31,7 +31,8 @@ _SLOTS = 1 << 16
 
 class Variant(NamedTuple):
     """How one kernel is compiled: its macros. ``warpgroups`` that compute (64 rows each),
-    ``block_n`` keys a step, ``stages`` of keys and of values in shared memory."""
+    ``block_n`` keys a step, ``stages`` of keys and of values and ``q_stages`` of queries in shared
+    memory. The rest are schedules, each beside its plain twin (the kernel says what they do)."""
 
     head_dim: int
     value_dim: int
@@ -41,7 +42,9 @@ class Variant(NamedTuple):
     warpgroups: int
     block_n: int
     stages: int
+    q_stages: int = 1
     ping_pong: bool = True
+    continuous: bool = True
     lazy_rescale: bool = True
     dynamic: bool = True
 
@@ -57,7 +60,9 @@ class Variant(NamedTuple):
             ("WARPGROUPS", self.warpgroups),
             ("BLOCK_N", self.block_n),
             ("STAGES", self.stages),
+            ("Q_STAGES", self.q_stages),
             ("PINGPONG", int(self.ping_pong)),
+            ("CONTINUOUS", int(self.continuous)),
             ("LAZY_RESCALE", int(self.lazy_rescale)),
             ("DYNAMIC", int(self.dynamic)),
         )
@@ -75,8 +80,9 @@ class Variant(NamedTuple):
     @property
     def shared_bytes(self) -> int:
         """Dynamic shared memory: barriers, Q, the stages, and room to align."""
+        queries = self.q_stages * self.rows * self.head_dim * 2
         stage = self.block_n * (self.head_dim + self.value_dim) * 2
-        return 1024 + 1024 + self.rows * self.head_dim * 2 + self.stages * stage
+        return 1024 + 1024 + queries + self.stages * stage
 
 
 def variant(head_dim: int, value_dim: int, *, causal: bool, varlen: bool, dtype: str) -> Variant:
@@ -240,7 +246,7 @@ def run(
             chosen.shared_bytes,
             stream,
             [
-                _tiles(q, chosen.rows),
+                _tiles(q, 64),
                 _tiles(k, chosen.block_n),
                 _tiles(v, chosen.block_n),
                 given,
