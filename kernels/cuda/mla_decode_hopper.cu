@@ -1,0 +1,890 @@
+// Multi-head latent attention, decode, for Hopper (sm_90a): absorbed queries over a paged cache.
+//
+// The T x H query rows of a sequence read the same cache rows: they are packed into tiles of 64
+// (M of one wgmma). A block (one an SM, persistent) owns a tile and an even share of all pages:
+//
+//   producer    one warp brings pages by TMA in 64-column chunks, each with its own mbarrier
+//   consumers   two warpgroups. Page g belongs to warpgroup g % 2: it computes S = Q K^T and the
+//               softmax, and hands P, the new maxima and the rescaling to the other one. Each
+//               accumulates 256 of the 512 output columns: O = O * alpha + P V.
+//
+// A page's columns are given back as soon as they are read (rotary part after S; each half of the
+// latent after its P V), so that the next loads are under way while the rest is computed.
+//
+// Which block does what is worked out in the kernel from cache_seqlens (see plan). A sequence that
+// is split leaves fp32 parts; each of its blocks then waits for the others and combines its own
+// share of the output in a fixed order: no second launch, and bit-identical results.
+//
+// Dao et al., FlashAttention-3 (arXiv 2407.08608); DeepSeek-AI, DeepSeek-V2 (arXiv 2405.04434),
+// absorption; Dao et al., Flash-Decoding (2023), for the split.
+//
+// -DFP8=1: rows of 656 bytes (512 e4m3, 4 fp32 scales, 64 rotary columns in bf16). The producer is
+// then a warpgroup that brings the latent through registers and stores it as bf16.
+#include "hopper.cuh"
+
+#ifndef FP8
+#define FP8 0
+#endif
+
+namespace {
+
+constexpr int ROW = 576;       // latent + rotary columns of a cache row
+constexpr int LATENT = 512;    // columns that are also the value
+constexpr int PAGE = 64;       // rows of a page
+constexpr int TILE = 64;       // query rows of a tile
+constexpr int CHUNK = 64;      // columns of a chunk: 128 bytes, the widest swizzle
+constexpr int CHUNKS = ROW / CHUNK;
+constexpr int ROTARY = 8;      // the chunk that is not value
+constexpr u32 CHUNK_BYTES = 64 * CHUNK * 2;
+constexpr u32 PAGE_BYTES = CHUNKS * CHUNK_BYTES;
+constexpr int FP8_ROW_BYTES = LATENT + 4 * 4 + 2 * 64;  // e4m3, a scale for 128 columns, rotary
+constexpr int THREADS = 384;
+constexpr int CONSUMERS = 256;
+
+// Shared memory, bytes from its start.
+constexpr u32 KV_AT = 0;
+constexpr u32 Q_AT = KV_AT + 2 * PAGE_BYTES;
+constexpr u32 P_AT = Q_AT + PAGE_BYTES;
+constexpr u32 MAXIMA_AT = P_AT + CHUNK_BYTES;  // [64] running maximum of a row, times log2 e
+constexpr u32 ALPHA_AT = MAXIMA_AT + 256;      // [64] what O is multiplied by before this page
+constexpr u32 SUMS_AT = ALPHA_AT + 256;        // [2][64] row sums of each warpgroup's pages
+constexpr u32 FULL_AT = SUMS_AT + 512;         // [2][9] a chunk has landed
+constexpr u32 EMPTY_AT = FULL_AT + 2 * CHUNKS * 8;  // [2][3] left half, right half, rotary: read
+constexpr u32 Q_FULL_AT = EMPTY_AT + 2 * 3 * 8;
+constexpr u32 Q_EMPTY_AT = Q_FULL_AT + 8;
+constexpr u32 PLAN_AT = Q_EMPTY_AT + 8;
+constexpr u32 SHARED_BYTES = PLAN_AT + 512;
+static_assert(SHARED_BYTES <= 232448, "more shared memory than a block can have");
+
+// Named barriers.
+constexpr u32 PUBLISHED = 1;  // and 2: warpgroup 0 (1) has written P
+constexpr u32 BOTH = 3;       // the two consumer warpgroups
+constexpr u32 OWN = 4;        // and 5: one consumer warpgroup
+
+struct Problem {
+    const int* block_table;
+    const int* cache_seqlens;
+    const u8* cache;        // FP8: [P, 64, 656] bytes, rows without gaps
+    long long page_stride;  // bytes
+    u16* out;               // [B, rows, 512]
+    float* parts;           // [2 x blocks][64][512]
+    float2* part_sums;      // [2 x blocks][64]: maximum, sum
+    u32* counters;          // [2][B x tiles]: parts written; blocks that have combined
+    int batch;
+    int table_width;
+    int table_stride;
+    int pool_pages;
+    int heads;
+    int query_len;
+    float scale_log2;  // scale x log2 e
+};
+
+// A block's share: pages first_page.. of sequence first, all of those between, pages ..last_end of
+// sequence last. A sequence shared by several blocks: how many, this block's place, where they
+// begin.
+struct Plan {
+    int first, first_page, last, last_end;
+    int first_splits, first_index, first_block;
+    int last_splits, last_index, last_block;
+};
+
+DEVICE int cache_length(const Problem& problem, int sequence) {
+    int length = __ldg(problem.cache_seqlens + sequence);
+    return min(max(length, 0), problem.table_width * PAGE);
+}
+DEVICE int page_count(int length) { return (length + PAGE - 1) / PAGE; }
+
+// The caller's words for the same.
+#ifdef WANTED_SHARED_BYTES
+static_assert(SHARED_BYTES == WANTED_SHARED_BYTES, "shared memory");
+#endif
+#ifdef WANTED_PROBLEM_BYTES
+static_assert(sizeof(Problem) == WANTED_PROBLEM_BYTES, "layout of Problem");
+#endif
+
+// ---------------------------------------------------------------- plan
+
+// What a sequence costs besides its pages, in pages: queries, first loads, output.
+#ifndef START_COST
+#define START_COST 4
+#endif
+#ifndef SNAP
+#define SNAP 4
+#endif
+constexpr int TRIALS = 4;
+
+struct Sums {
+    int v[TRIALS];
+};
+
+// Sum over the block, and over the threads before this one.
+DEVICE void block_scan(Sums& mine, Sums& total, int* scratch, int warp, int lane) {
+    Sums inclusive = mine;
+#pragma unroll
+    for (int step = 1; step < 32; step *= 2) {
+#pragma unroll
+        for (int k = 0; k < TRIALS; ++k) {
+            int other = __shfl_up_sync(0xffffffffu, inclusive.v[k], step);
+            if (lane >= step) inclusive.v[k] += other;
+        }
+    }
+    __syncthreads();  // scratch may still be read
+    if (lane == 31) {
+#pragma unroll
+        for (int k = 0; k < TRIALS; ++k) scratch[warp * TRIALS + k] = inclusive.v[k];
+    }
+    __syncthreads();
+#pragma unroll
+    for (int k = 0; k < TRIALS; ++k) {
+        int before = 0;
+        total.v[k] = 0;
+#pragma unroll
+        for (int w = 0; w < THREADS / 32; ++w) {
+            int sum = scratch[w * TRIALS + k];
+            if (w < warp) before += sum;
+            total.v[k] += sum;
+        }
+        mine.v[k] = before + inclusive.v[k] - mine.v[k];
+    }
+}
+
+// Pages of a sequence that lie before `cost` on the line on which sequences follow each other,
+// each START_COST + its pages long. A cut near an end moves to it.
+DEVICE int pages_before(int cost, int start, int pages) {
+    int n = cost - start - START_COST;
+    if (n < SNAP) return 0;
+    if (n > pages - SNAP) return pages;
+    return n;
+}
+
+// Two ways to divide. Where it fits, every block gets one equal piece of one sequence: tried with
+// pieces a little longer than the mean, so that no sequence is split that need not be. Else
+// the line of all sequences is cut in even lengths.
+DEVICE void make_plan(const Problem& problem, int block, int blocks, Plan* plan, int* scratch) {
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    const int each = (problem.batch + THREADS - 1) / THREADS;
+    const int begin = min(static_cast<int>(threadIdx.x) * each, problem.batch);
+    const int end = min(begin + each, problem.batch);
+
+    if (threadIdx.x == 0) {
+        plan->first = problem.batch;
+        plan->last = -1;
+        plan->first_splits = plan->last_splits = 1;
+    }
+    Sums mine = {}, total;
+    int longest = 0;
+    for (int i = begin; i < end; ++i) {
+        int pages = page_count(cache_length(problem, i));
+        mine.v[0] += pages;
+        mine.v[1] += pages > 0;
+        longest = max(longest, pages);
+    }
+    block_scan(mine, total, scratch, warp, lane);
+    const int pages_total = total.v[0], count = total.v[1];
+    int start = mine.v[0] + START_COST * mine.v[1];  // of this thread's sequences, on the line
+    if (pages_total == 0) return;
+    longest = __syncthreads_or(longest * count > pages_total) ? 0 : 1;  // all of one length?
+
+    int trial = -1;
+    float piece = 0;
+    if (count <= blocks) {
+        const float mean = static_cast<float>(pages_total) / static_cast<float>(blocks);
+        const float factors[TRIALS] = {1.001f, 1.04f, 1.1f, 1.18f};
+#pragma unroll
+        for (int k = 0; k < TRIALS; ++k) mine.v[k] = 0;
+        for (int i = begin; i < end; ++i) {
+            float pages = static_cast<float>(page_count(cache_length(problem, i)));
+#pragma unroll
+            for (int k = 0; k < TRIALS; ++k) {
+                mine.v[k] += static_cast<int>(ceilf(pages / fmaxf(mean * factors[k], 1.0f)));
+            }
+        }
+        block_scan(mine, total, scratch, warp, lane);
+#pragma unroll
+        for (int k = TRIALS - 1; k >= 0; --k) {
+            if (total.v[k] <= blocks) {
+                trial = k;
+                piece = fmaxf(mean * factors[k], 1.0f);
+            }
+        }
+    }
+    if (trial >= 0) {
+        int base = 0;
+#pragma unroll
+        for (int k = 0; k < TRIALS; ++k) {
+            if (k == trial) base = mine.v[k];
+        }
+        for (int i = begin; i < end; ++i) {
+            int pages = page_count(cache_length(problem, i));
+            int splits = static_cast<int>(ceilf(static_cast<float>(pages) / piece));
+            int index = block - base;
+            if (index >= 0 && index < splits) {
+                plan->first = plan->last = i;
+                plan->first_page = index * pages / splits;
+                plan->last_end = (index + 1) * pages / splits;
+                plan->first_splits = splits;
+                plan->first_index = index;
+                plan->first_block = base;
+            }
+            base += splits;
+        }
+        __syncthreads();
+        return;
+    }
+
+    int cost = pages_total + START_COST * count;
+    int share = (cost + blocks - 1) / blocks;
+    if (longest) {  // whole sequences for every block, if that is hardly longer
+        int one = pages_total / count + START_COST;
+        int whole = (share + one - 1) / one * one;
+        if (whole * 12 <= share * 13) share = whole;
+    }
+    // The first and last sequence of this block, then their details by the threads that hold them.
+    int at = start;
+    for (int i = begin; i < end; ++i) {
+        int pages = page_count(cache_length(problem, i));
+        if (pages == 0) continue;
+        int from = pages_before(block * share, at, pages);
+        int to = block + 1 == blocks ? pages : pages_before((block + 1) * share, at, pages);
+        if (from < to) {
+            atomicMin(&plan->first, i);
+            atomicMax(&plan->last, i);
+        }
+        at += pages + START_COST;
+    }
+    __syncthreads();
+    at = start;
+    for (int i = begin; i < end; ++i) {
+        int pages = page_count(cache_length(problem, i));
+        if (pages == 0) continue;
+        if (i == plan->first || i == plan->last) {
+            int from = pages_before(block * share, at, pages);
+            int to = block + 1 == blocks ? pages : pages_before((block + 1) * share, at, pages);
+            int head = min(at / share, blocks - 1);
+            while (head + 1 < blocks && pages_before((head + 1) * share, at, pages) == 0) ++head;
+            int tail = head;
+            while (tail + 1 < blocks && pages_before((tail + 1) * share, at, pages) < pages) ++tail;
+            if (i == plan->first) {
+                plan->first_page = from;
+                plan->first_splits = tail - head + 1;
+                plan->first_index = block - head;
+                plan->first_block = head;
+            }
+            if (i == plan->last) {
+                plan->last_end = to;
+                plan->last_splits = i == plan->first ? 1 : tail - head + 1;
+                plan->last_index = block - head;
+                plan->last_block = head;
+            }
+        }
+        at += pages + START_COST;
+    }
+    __syncthreads();
+}
+
+// Where a block leaves its part of a shared sequence: a sequence's first part is its block's last
+// piece of work, later parts are their blocks' first.
+DEVICE int part_slot(int block, int index, int tiles, int tile) {
+    return (2 * block + (index == 0 ? 1 : 0)) * tiles + tile;
+}
+
+// ---------------------------------------------------------------- small pieces
+
+DEVICE float quad_max(float x) {
+    x = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, 1));
+    return fmaxf(x, __shfl_xor_sync(0xffffffffu, x, 2));
+}
+DEVICE float quad_sum(float x) {
+    x += __shfl_xor_sync(0xffffffffu, x, 1);
+    return x + __shfl_xor_sync(0xffffffffu, x, 2);
+}
+DEVICE void multiply(float (&o)[128], float alpha0, float alpha1) {
+#pragma unroll
+    for (int i = 0; i < 128; i += 4) {
+        o[i] *= alpha0;
+        o[i + 1] *= alpha0;
+        o[i + 2] *= alpha1;
+        o[i + 3] *= alpha1;
+    }
+}
+
+// ---------------------------------------------------------------- combination
+
+// This block's share of a sequence's output tile, from all its parts, in the order of the parts.
+DEVICE void combine(const Problem& problem, char* shared, int sequence, int tile, int tiles,
+                    int rows, int splits, int index, int first_block, int thread) {
+    u32* written = problem.counters + sequence * tiles + tile;
+    u32* done = written + problem.batch * tiles;
+    if (thread == 0) wait_global(written, static_cast<u32>(splits));
+    barrier_wait(BOTH, CONSUMERS);
+
+    // In groups of four columns.
+    const int items = rows * (LATENT / 4);
+    const int begin = static_cast<int>(static_cast<long long>(items) * index / splits);
+    const int end = static_cast<int>(static_cast<long long>(items) * (index + 1) / splits);
+    const int first_row = begin / (LATENT / 4);
+    const int row_count = end > begin ? (end - 1) / (LATENT / 4) - first_row + 1 : 0;
+    float* weights = reinterpret_cast<float*>(shared + KV_AT);  // [row][split]
+    const int warp = thread / 32, lane = thread % 32;
+    for (int r = warp; r < row_count; r += CONSUMERS / 32) {
+        float maximum = -infinity();
+        for (int k = lane; k < splits; k += 32) {
+            int slot = part_slot(first_block + k, k, tiles, tile);
+            maximum = fmaxf(maximum, load_l2(problem.part_sums + slot * TILE +
+                                                    first_row + r).x);
+        }
+#pragma unroll
+        for (int step = 16; step > 0; step /= 2) {
+            maximum = fmaxf(maximum, __shfl_xor_sync(0xffffffffu, maximum, step));
+        }
+        if (maximum == -infinity()) maximum = 0;
+        float sum = 0;
+        for (int k = lane; k < splits; k += 32) {
+            int slot = part_slot(first_block + k, k, tiles, tile);
+            float2 part = load_l2(problem.part_sums + slot * TILE + first_row + r);
+            float weight = exp2_fast(part.x - maximum);
+            weights[r * splits + k] = weight;
+            sum += weight * part.y;
+        }
+#pragma unroll
+        for (int step = 16; step > 0; step /= 2) {
+            sum += __shfl_xor_sync(0xffffffffu, sum, step);
+        }
+        float inverse = sum > 0 ? 1.0f / sum : (sum == 0 ? 0.0f : sum);
+        for (int k = lane; k < splits; k += 32) weights[r * splits + k] *= inverse;
+    }
+    barrier_wait(BOTH, CONSUMERS);
+
+    // Few items and many parts: `groups` of threads share an item's parts.
+    int width = CONSUMERS;
+    while (width / 2 >= end - begin && width > 8) width /= 2;
+    const int groups = CONSUMERS / width;
+    const int group = thread / width;
+    float4* scratch = reinterpret_cast<float4*>(shared + KV_AT + PAGE_BYTES);
+    for (int base = begin; base < end; base += width) {
+        const int item = base + thread % width;
+        const bool mine = item < end;
+        float4 sum = make_float4(0, 0, 0, 0);
+        if (mine) {
+            const int row = item / (LATENT / 4);
+            const float* weight = weights + (row - first_row) * splits;
+            const float4* part = reinterpret_cast<const float4*>(problem.parts) + item;
+#pragma unroll 4
+            for (int k = group; k < splits; k += groups) {
+                int slot = part_slot(first_block + k, k, tiles, tile);
+                float4 x = load_l2(part + static_cast<long long>(slot) *
+                                                     (TILE * LATENT / 4));
+                float w = weight[k];
+                if (w != 0) {  // a part that saw no key may hold anything
+                    sum.x += w * x.x;
+                    sum.y += w * x.y;
+                    sum.z += w * x.z;
+                    sum.w += w * x.w;
+                }
+            }
+        }
+        if (groups > 1) {  // then one pass covers all items
+            scratch[thread] = sum;
+            barrier_wait(BOTH, CONSUMERS);
+            if (group == 0) {
+                for (int k = 1; k < groups; ++k) {
+                    float4 x = scratch[thread + k * width];
+                    sum.x += x.x;
+                    sum.y += x.y;
+                    sum.z += x.z;
+                    sum.w += x.w;
+                }
+            }
+        }
+        if (mine && group == 0) {
+            uint2 packed = make_uint2(pack<BF16>(sum.x, sum.y), pack<BF16>(sum.z, sum.w));
+            long long tile_row = static_cast<long long>(sequence) * problem.query_len *
+                                     problem.heads + tile * TILE;
+            reinterpret_cast<uint2*>(problem.out)[tile_row * (LATENT / 4) + item] = packed;
+        }
+    }
+    barrier_wait(BOTH, CONSUMERS);
+    if (thread == 0) {  // the last to leave makes the counters ready for the next call
+        if (atomicAdd(done, 1u) == static_cast<u32>(splits) - 1) {
+            atomicExch(done, 0u);
+            atomicExch(written, 0u);
+        }
+    }
+}
+
+// ---------------------------------------------------------------- producer
+
+// Walks a block's pages; the table's next entry is under way a page ahead.
+struct Walk {
+    int sequence, page, end, id;
+    bool fresh;  // the first page of a sequence here
+    int upcoming;
+
+    // The first page; false if the block has none.
+    DEVICE bool begin(const Problem& problem, const Plan& plan) {
+        sequence = plan.first - 1;
+        page = end = upcoming = 0;
+        return next(problem, plan);
+    }
+    DEVICE bool next(const Problem& problem, const Plan& plan) {
+        ++page;
+        fresh = page >= end;
+        while (page >= end) {
+            if (++sequence > plan.last) return false;
+            page = sequence == plan.first ? plan.first_page : 0;
+            end = sequence == plan.last ? plan.last_end
+                                        : page_count(cache_length(problem, sequence));
+        }
+        const int* entry = problem.block_table +
+                           static_cast<long long>(sequence) * problem.table_stride + page;
+        id = fresh ? __ldg(entry) : upcoming;
+        if (page + 1 < end) upcoming = __ldg(entry + 1);
+        id = min(max(id, 0), problem.pool_pages - 1);
+        return true;
+    }
+};
+
+// One lane. The queries of a tile; rows beyond the last come as zeros.
+DEVICE void load_queries(const TensorMap* q_map, u32 shared, int tile, int sequence) {
+    mbarrier_arrive_expect(shared + Q_FULL_AT, PAGE_BYTES);
+    for (int c = 0; c < CHUNKS; ++c) {
+        tma_load(shared + Q_AT + c * CHUNK_BYTES, q_map, shared + Q_FULL_AT, L2_EVICT_NORMAL,
+                 c * CHUNK, tile * TILE, sequence);
+    }
+}
+
+// One warp: everything by TMA.
+DEVICE void produce(const Problem& problem, const TensorMap* q_map, const TensorMap* kv_map,
+                    u32 shared, const Plan& plan, int tile, int tiles, int lane) {
+    const u64 policy = tiles > 1 ? L2_EVICT_NORMAL : L2_EVICT_FIRST;
+    u32 step = 0, segment = 0;
+    Walk walk;
+    for (bool more = walk.begin(problem, plan); more;
+         more = walk.next(problem, plan), ++step) {
+        if (walk.fresh) {
+            mbarrier_wait(shared + Q_EMPTY_AT, (segment++ & 1) ^ 1);
+            if (lane == 0) load_queries(q_map, shared, tile, walk.sequence);
+        }
+        const u32 buffer = step & 1, parity = (step >> 1) & 1;
+        const u32 kv = shared + KV_AT + buffer * PAGE_BYTES;
+        const u32 full = shared + FULL_AT + buffer * CHUNKS * 8;
+        const u32 empty = shared + EMPTY_AT + buffer * 3 * 8;
+        auto load = [&](int c) {
+            mbarrier_arrive_expect(full + c * 8, CHUNK_BYTES);
+            tma_load(kv + c * CHUNK_BYTES, kv_map, full + c * 8, policy, c * CHUNK, 0, walk.id);
+        };
+        mbarrier_wait(empty + 2 * 8, parity ^ 1);
+        if (lane == 0) load(ROTARY);
+        for (int half = 0; half < 2; ++half) {
+            mbarrier_wait(empty + half * 8, parity ^ 1);
+            if (lane == 0) {
+                for (int c = 0; c < 4; ++c) load(half * 4 + c);
+            }
+        }
+        __syncwarp();
+    }
+}
+
+// A quarter of a page's FP8 latent (128 columns, one scale a row) in the registers of a warp that
+// serves 16 rows: load i is of rows 4 i .. 4 i + 3, 8 lanes with 16 bytes each to a row.
+struct Quarter {
+    uint4 bytes[4];
+};
+
+DEVICE Quarter load_quarter(const u8* at, int k, int rows_left) {
+    Quarter quarter;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+        quarter.bytes[i] = make_uint4(0, 0, 0, 0);
+        if (4 * i < rows_left) {
+            quarter.bytes[i] = load_once(at + i * 4 * FP8_ROW_BYTES + k * 128);
+        }
+    }
+    return quarter;
+}
+
+// Eight e4m3 numbers times their scale, as bf16: exact products, rounded once.
+DEVICE uint4 dequantise(u32 low, u32 high, float scale) {
+    u32 out[4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+        const u32 word = i < 2 ? low : high;
+        const float2 x = halves_to_floats(unpack_e4m3(static_cast<u16>(word >> (i % 2 * 16))));
+        out[i] = pack<BF16>(x.x * scale, x.y * scale);
+    }
+    return make_uint4(out[0], out[1], out[2], out[3]);
+}
+
+// Four warps, 16 rows of each page each: FP8 latent through registers into the layout that TMA
+// would have left in bf16, the next page's loads under way meanwhile. Queries and the rotary part
+// come by TMA.
+DEVICE void produce_fp8(const Problem& problem, const TensorMap* q_map,
+                        const TensorMap* rotary_map, u32 shared, const Plan& plan, int tile,
+                        int tiles, int warp, int lane) {
+    const u64 policy = tiles > 1 ? L2_EVICT_NORMAL : L2_EVICT_FIRST;
+    const int row = warp * 16 + lane / 8;  // of load 0
+    const int unit = lane % 8;
+    u32 step = 0, segment = 0;
+    Walk walk;
+    bool more = walk.begin(problem, plan);
+    Quarter quarters[4];
+    float scales[2];  // lane l: rows l / 4 and l / 4 + 8, quarter l % 4
+    const u8* at;     // this lane's bytes of the page
+    int rows_left;    // rows of the page that the sequence has, from `row` on
+    auto begin_page = [&]() {
+        const u8* page = problem.cache + walk.id * problem.page_stride;
+        at = page + row * FP8_ROW_BYTES + unit * 16;
+        const int valid = cache_length(problem, walk.sequence) - walk.page * PAGE;
+        rows_left = valid - row;
+        const int scale_row = warp * 16 + lane / 4;
+        const float* scale = reinterpret_cast<const float*>(page + scale_row * FP8_ROW_BYTES +
+                                                            LATENT) + lane % 4;
+        scales[0] = scale_row < valid ? __ldg(scale) : 0;
+        scales[1] = scale_row + 8 < valid ? __ldg(scale + 8 * FP8_ROW_BYTES / 4) : 0;
+    };
+    if (more) {
+        begin_page();
+#pragma unroll
+        for (int k = 0; k < 4; ++k) quarters[k] = load_quarter(at, k, rows_left);
+    }
+    for (; more; ++step) {
+        const u32 buffer = step & 1, parity = (step >> 1) & 1;
+        const u32 kv = shared + KV_AT + buffer * PAGE_BYTES;
+        const u32 full = shared + FULL_AT + buffer * CHUNKS * 8;
+        const u32 empty = shared + EMPTY_AT + buffer * 3 * 8;
+        if (walk.fresh) {
+            mbarrier_wait(shared + Q_EMPTY_AT, (segment++ & 1) ^ 1);
+            if (warp == 0 && lane == 0) load_queries(q_map, shared, tile, walk.sequence);
+        }
+        mbarrier_wait(empty + 2 * 8, parity ^ 1);
+        if (warp == 0 && lane == 0) {
+            mbarrier_arrive_expect(full + ROTARY * 8, CHUNK_BYTES);
+            tma_load(kv + ROTARY * CHUNK_BYTES, rotary_map, full + ROTARY * 8, policy, 0, 0,
+                     walk.id);
+        }
+        const float scale0 = scales[0], scale1 = scales[1];
+        more = walk.next(problem, plan);
+        if (more) begin_page();
+#pragma unroll
+        for (int k = 0; k < 4; ++k) {
+            if (k % 2 == 0) mbarrier_wait(empty + k / 2 * 8, parity ^ 1);
+            const u32 chunk = kv + (2 * k + unit / 4) * CHUNK_BYTES;
+#pragma unroll
+            for (int i = 0; i < 4; ++i) {
+                const float scale = __shfl_sync(0xffffffffu, i < 2 ? scale0 : scale1,
+                                                (4 * i + lane / 8) % 8 * 4 + k);
+                const uint4 bytes = quarters[k].bytes[i];
+                const u32 r = row + 4 * i;
+                const u32 target = chunk + r * 128 + ((unit % 4 * 2 ^ (r & 7)) << 4);
+                // Lanes of the odd chunk begin with the second half: 8 lanes, 8 bank groups.
+                const bool odd = unit >= 4;
+                store_shared(odd ? target ^ 16 : target,
+                             dequantise(odd ? bytes.z : bytes.x, odd ? bytes.w : bytes.y, scale));
+                store_shared(odd ? target : target ^ 16,
+                             dequantise(odd ? bytes.x : bytes.z, odd ? bytes.y : bytes.w, scale));
+            }
+            if (more) quarters[k] = load_quarter(at, k, rows_left);
+            fence_async_shared();
+            __syncwarp();
+            if (lane == 0) {
+                mbarrier_arrive(full + 2 * k * 8);
+                mbarrier_arrive(full + (2 * k + 1) * 8);
+            }
+        }
+    }
+}
+
+// ---------------------------------------------------------------- consumers
+
+// The rows of this warpgroup's half of the values that lie beyond the sequence become zeros: what
+// the pool holds there may be NaN, and 0 x NaN is NaN.
+DEVICE void clear_values(u32 kv, int valid, int group, int thread) {
+    const int units = (PAGE - valid) * 8;  // of 16 bytes, in each of four chunks
+    for (int unit = thread; unit < 4 * units; unit += 128) {
+        const int chunk = unit / units, rest = unit % units;
+        store_shared(kv + (group * 4 + chunk) * CHUNK_BYTES + valid * 128 + rest * 16,
+                     make_uint4(0, 0, 0, 0));
+    }
+    fence_async_shared();
+    barrier_wait(OWN + group, 128);
+}
+
+DEVICE void release(u32 barrier, int lane) {
+    __syncwarp();
+    if (lane == 0) mbarrier_arrive(barrier);
+}
+
+DEVICE void consume(const Problem& problem, char* shared_pointer, const Plan& plan, int block,
+                    int tile, int tiles, int group) {
+    const u32 shared = shared_address(shared_pointer);
+    const int thread = threadIdx.x % 128, warp = thread / 32, lane = thread % 32;
+    const int rows_all = problem.query_len * problem.heads;
+    const int rows = min(TILE, rows_all - tile * TILE);
+    const int row0 = warp * 16 + lane / 4, row1 = row0 + 8;  // this thread's, in the tile
+    const int query0 = (tile * TILE + row0) / problem.heads;
+    const int query1 = (tile * TILE + row1) / problem.heads;
+
+    float o[128];
+    u32 step = 0, segment = 0;
+    for (int sequence = plan.first; sequence <= plan.last; ++sequence) {
+        const int length = cache_length(problem, sequence);
+        const int pages = page_count(length);
+        const int begin = sequence == plan.first ? plan.first_page : 0;
+        const int end = sequence == plan.last ? plan.last_end : pages;
+        if (begin >= end) continue;
+        // Keys that a row sees: 0 .. limit - 1.
+        const int limit0 = length - problem.query_len + 1 + query0;
+        const int limit1 = length - problem.query_len + 1 + query1;
+        const int unmasked = length - problem.query_len + 1;  // seen by every row
+        float maximum0 = -infinity(), maximum1 = -infinity(), sum0 = 0, sum1 = 0;
+
+        for (int page = begin; page < end; ++page, ++step) {
+            const u32 buffer = step & 1, parity = (step >> 1) & 1;
+            const u32 kv = shared + KV_AT + buffer * PAGE_BYTES;
+            const u32 full = shared + FULL_AT + buffer * CHUNKS * 8;
+            const u32 empty = shared + EMPTY_AT + buffer * 3 * 8;
+            const u32 values = kv + group * 4 * CHUNK_BYTES;
+            const bool fresh = page == begin;
+            const int valid = length - page * PAGE;
+
+            if (buffer == static_cast<u32>(group)) {
+                float s[32];
+                if (fresh) mbarrier_wait(shared + Q_FULL_AT, segment & 1);
+                wgmma_fence();
+#pragma unroll
+                for (int i = 0; i < CHUNKS; ++i) {
+                    const int c = i == 0 ? ROTARY : i - 1;
+                    mbarrier_wait(full + c * 8, parity);
+                    const u64 a = matrix_descriptor(shared + Q_AT + c * CHUNK_BYTES, 1024);
+                    const u64 b = matrix_descriptor(kv + c * CHUNK_BYTES, 1024);
+#pragma unroll
+                    for (int k = 0; k < 4; ++k) {
+                        Wgmma<64, BF16>::ss(s, descriptor_advance(a, k * 32),
+                                            descriptor_advance(b, k * 32), i + k > 0);
+                    }
+                }
+                wgmma_commit();
+                wgmma_wait<0>();
+                registers_pin(s);
+                release(empty + 2 * 8, lane);
+
+                if (page * PAGE + PAGE > unmasked) {
+#pragma unroll
+                    for (int i = 0; i < 32; ++i) {
+                        const int key = page * PAGE + i / 4 * 8 + lane % 4 * 2 + i % 2;
+                        if (key >= (i % 4 < 2 ? limit0 : limit1)) s[i] = -infinity();
+                    }
+                }
+                float top0 = s[0], top1 = s[2];
+#pragma unroll
+                for (int i = 0; i < 32; i += 4) {
+                    top0 = fmaxf(top0, fmaxf(s[i], s[i + 1]));
+                    top1 = fmaxf(top1, fmaxf(s[i + 2], s[i + 3]));
+                }
+                const float new0 = fmaxf(maximum0, quad_max(top0) * problem.scale_log2);
+                const float new1 = fmaxf(maximum1, quad_max(top1) * problem.scale_log2);
+                const float base0 = new0 == -infinity() ? 0 : new0;
+                const float base1 = new1 == -infinity() ? 0 : new1;
+                const float alpha0 = exp2_fast(maximum0 - base0);
+                const float alpha1 = exp2_fast(maximum1 - base1);
+                maximum0 = new0;
+                maximum1 = new1;
+                sum0 *= alpha0;
+                sum1 *= alpha1;
+                u32 p[16];
+#pragma unroll
+                for (int i = 0; i < 32; i += 4) {
+                    float x0 = exp2_fast(s[i] * problem.scale_log2 - base0);
+                    float x1 = exp2_fast(s[i + 1] * problem.scale_log2 - base0);
+                    float y0 = exp2_fast(s[i + 2] * problem.scale_log2 - base1);
+                    float y1 = exp2_fast(s[i + 3] * problem.scale_log2 - base1);
+                    sum0 += x0 + x1;
+                    sum1 += y0 + y1;
+                    p[i / 2] = pack<BF16>(x0, x1);
+                    p[i / 2 + 1] = pack<BF16>(y0, y1);
+                }
+                // P for the other warpgroup: rows of 128 bytes, swizzled as TMA would.
+#pragma unroll
+                for (int k = 0; k < 4; ++k) {
+                    const u32 row = warp * 16 + lane % 16, unit = k * 2 + lane / 16;
+                    stmatrix_x4(shared + P_AT + row * 128 + ((unit ^ (row & 7)) << 4), p[4 * k],
+                                p[4 * k + 1], p[4 * k + 2], p[4 * k + 3]);
+                }
+                if (lane % 4 == 0) {
+                    store_shared(shared + MAXIMA_AT + row0 * 4, maximum0);
+                    store_shared(shared + MAXIMA_AT + row1 * 4, maximum1);
+                    store_shared(shared + ALPHA_AT + row0 * 4, alpha0);
+                    store_shared(shared + ALPHA_AT + row1 * 4, alpha1);
+                }
+                fence_async_shared();
+                barrier_arrive(PUBLISHED + group, CONSUMERS);
+
+                if (!FP8 && valid < PAGE) clear_values(kv, valid, group, thread);
+                if (!fresh && __any_sync(0xffffffffu, alpha0 != 1 || alpha1 != 1)) {
+                    multiply(o, alpha0, alpha1);
+                }
+                registers_pin(o);
+                wgmma_fence();
+#pragma unroll
+                for (int k = 0; k < 4; ++k) {
+                    const u64 b = matrix_descriptor(values + k * 2048, 1024, CHUNK_BYTES);
+                    Wgmma<256, BF16>::template rs<true>(o, p[4 * k], p[4 * k + 1], p[4 * k + 2],
+                                                        p[4 * k + 3], b, k > 0 || !fresh);
+                }
+                wgmma_commit();
+                wgmma_wait<0>();
+                registers_pin(o);
+            } else {
+                barrier_wait(PUBLISHED + 1 - group, CONSUMERS);
+                maximum0 = load_shared(shared + MAXIMA_AT + row0 * 4);
+                maximum1 = load_shared(shared + MAXIMA_AT + row1 * 4);
+                const float alpha0 = load_shared(shared + ALPHA_AT + row0 * 4);
+                const float alpha1 = load_shared(shared + ALPHA_AT + row1 * 4);
+                sum0 *= alpha0;
+                sum1 *= alpha1;
+                // Landed long ago (P comes of it), but this warpgroup has to have seen it.
+#pragma unroll
+                for (int c = 0; c < 4; ++c) mbarrier_wait(full + (group * 4 + c) * 8, parity);
+                if (!FP8 && valid < PAGE) clear_values(kv, valid, group, thread);
+                if (!fresh && __any_sync(0xffffffffu, alpha0 != 1 || alpha1 != 1)) {
+                    multiply(o, alpha0, alpha1);
+                }
+                registers_pin(o);
+                wgmma_fence();
+#pragma unroll
+                for (int k = 0; k < 4; ++k) {
+                    const u64 a = matrix_descriptor(shared + P_AT + k * 32, 1024);
+                    const u64 b = matrix_descriptor(values + k * 2048, 1024, CHUNK_BYTES);
+                    Wgmma<256, BF16>::template ss<true>(o, a, b, k > 0 || !fresh);
+                }
+                wgmma_commit();
+                wgmma_wait<0>();
+                registers_pin(o);
+            }
+            release(empty + group * 8, lane);
+        }
+        release(shared + Q_EMPTY_AT, lane);
+        ++segment;
+
+        // Row sums over both warpgroups' pages.
+        sum0 = quad_sum(sum0);
+        sum1 = quad_sum(sum1);
+        barrier_wait(BOTH, CONSUMERS);  // the sums of the sequence before have been read
+        if (lane % 4 == 0) {
+            store_shared(shared + SUMS_AT + (group * 64 + row0) * 4, sum0);
+            store_shared(shared + SUMS_AT + (group * 64 + row1) * 4, sum1);
+        }
+        barrier_wait(BOTH, CONSUMERS);
+        sum0 = load_shared(shared + SUMS_AT + row0 * 4) +
+               load_shared(shared + SUMS_AT + (64 + row0) * 4);
+        sum1 = load_shared(shared + SUMS_AT + row1 * 4) +
+               load_shared(shared + SUMS_AT + (64 + row1) * 4);
+
+        const int column = group * 256 + lane % 4 * 2;
+        if (begin == 0 && end == pages) {
+            const float inverse0 = sum0 > 0 ? 1.0f / sum0 : (sum0 == 0 ? 0.0f : sum0);
+            const float inverse1 = sum1 > 0 ? 1.0f / sum1 : (sum1 == 0 ? 0.0f : sum1);
+            u16* out = problem.out +
+                       (static_cast<long long>(sequence) * rows_all + tile * TILE) * LATENT +
+                       column;
+#pragma unroll
+            for (int i = 0; i < 128; i += 4) {
+                if (row0 < rows) {
+                    *reinterpret_cast<u32*>(out + row0 * LATENT + i * 2) =
+                        pack<BF16>(o[i] * inverse0, o[i + 1] * inverse0);
+                }
+                if (row1 < rows) {
+                    *reinterpret_cast<u32*>(out + row1 * LATENT + i * 2) =
+                        pack<BF16>(o[i + 2] * inverse1, o[i + 3] * inverse1);
+                }
+            }
+        } else {
+            const int slot = part_slot(block, begin == 0 ? 0 : 1, tiles, tile);
+            float* part = problem.parts + static_cast<long long>(slot) * TILE * LATENT + column;
+#pragma unroll
+            for (int i = 0; i < 128; i += 4) {
+                if (row0 < rows) {
+                    *reinterpret_cast<float2*>(part + row0 * LATENT + i * 2) =
+                        make_float2(o[i], o[i + 1]);
+                }
+                if (row1 < rows) {
+                    *reinterpret_cast<float2*>(part + row1 * LATENT + i * 2) =
+                        make_float2(o[i + 2], o[i + 3]);
+                }
+            }
+            if (group == 0 && lane % 4 == 0) {
+                problem.part_sums[slot * TILE + row0] = make_float2(maximum0, sum0);
+                problem.part_sums[slot * TILE + row1] = make_float2(maximum1, sum1);
+            }
+            __threadfence();
+            barrier_wait(BOTH, CONSUMERS);
+            if (group == 0 && thread == 0) {
+                atomicAdd(problem.counters + sequence * tiles + tile, 1u);
+            }
+        }
+    }
+
+    // Sequences without a key.
+    for (int sequence = block; sequence < problem.batch; sequence += gridDim.x / tiles) {
+        if (cache_length(problem, sequence) > 0) continue;
+        uint4* out = reinterpret_cast<uint4*>(
+            problem.out + (static_cast<long long>(sequence) * rows_all + tile * TILE) * LATENT);
+        for (int i = group * 128 + thread; i < rows * LATENT / 8; i += CONSUMERS) {
+            out[i] = make_uint4(0, 0, 0, 0);
+        }
+    }
+
+    const int all = group * 128 + thread;
+    if (plan.last < 0) return;
+    if (plan.first_splits > 1) {
+        combine(problem, shared_pointer, plan.first, tile, tiles, rows, plan.first_splits,
+                plan.first_index, plan.first_block, all);
+    }
+    if (plan.last_splits > 1) {
+        combine(problem, shared_pointer, plan.last, tile, tiles, rows, plan.last_splits,
+                plan.last_index, plan.last_block, all);
+    }
+}
+
+}  // namespace
+
+// Grid: tiles x blocks, tile innermost, all resident at once; 384 threads; SHARED_BYTES.
+extern "C" __global__ void __launch_bounds__(THREADS, 1)
+mla_decode(const __grid_constant__ TensorMap q_map, const __grid_constant__ TensorMap kv_map,
+           const __grid_constant__ Problem problem, int tiles) {
+    extern __shared__ __align__(1024) char shared_pointer[];
+    const u32 shared = shared_address(shared_pointer);
+    const u32 warp = warp_index();
+    const int tile = blockIdx.x % tiles, block = blockIdx.x / tiles;
+    const int blocks = gridDim.x / tiles;
+    Plan* plan = reinterpret_cast<Plan*>(shared_pointer + PLAN_AT);
+    int* scratch = reinterpret_cast<int*>(shared_pointer + PLAN_AT + 64);
+
+    if (threadIdx.x == 0) {
+        tensor_map_prefetch(&q_map);
+        tensor_map_prefetch(&kv_map);
+        for (int i = 0; i < 2 * CHUNKS; ++i) {
+            mbarrier_init(shared + FULL_AT + i * 8, FP8 && i % CHUNKS != ROTARY ? 4 : 1);
+        }
+        for (int i = 0; i < 2 * 3; ++i) mbarrier_init(shared + EMPTY_AT + i * 8, 4);
+        mbarrier_init(shared + Q_FULL_AT, 1);
+        mbarrier_init(shared + Q_EMPTY_AT, 8);
+        mbarrier_init_fence();
+    }
+    make_plan(problem, block, blocks, plan, scratch);
+    __syncthreads();
+    const Plan& mine = *plan;  // read where it is needed: registers are dear
+
+    if (warp >= 8) {
+        registers_release<FP8 ? 120 : 24>();
+        const int lane = threadIdx.x % 32;
+        if (FP8) {
+            produce_fp8(problem, &q_map, &kv_map, shared, mine, tile, tiles, warp - 8, lane);
+        } else if (warp == 8) {
+            produce(problem, &q_map, &kv_map, shared, mine, tile, tiles, lane);
+        }
+    } else {
+        registers_claim<FP8 ? 192 : 240>();
+        consume(problem, shared_pointer, mine, block, tile, tiles, warp / 4);
+    }
+}

@@ -1,0 +1,206 @@
+"""Absorbed latent attention over a paged cache by our Hopper kernel: TMA, wgmma, one launch."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import math
+from typing import NamedTuple
+
+import torch
+
+from zenrepro.ops import nvrtc
+from zenrepro.ops.mla import arguments
+from zenrepro.ops.mla.sizes import FP8_ROW_BYTES, LATENT, PAGE, ROTARY, ROW
+
+SOURCE = "cuda/mla_decode_hopper.cu"
+TILE = 64  # query rows that a block serves
+THREADS = 384
+SHARED_BYTES = 231120
+LOG2_E = math.log2(math.e)
+
+
+class Problem(ctypes.Structure):
+    """The kernel's struct of the same name."""
+
+    _fields_ = [
+        ("block_table", ctypes.c_void_p),
+        ("cache_seqlens", ctypes.c_void_p),
+        ("cache", ctypes.c_void_p),
+        ("page_stride", ctypes.c_longlong),
+        ("out", ctypes.c_void_p),
+        ("parts", ctypes.c_void_p),
+        ("part_sums", ctypes.c_void_p),
+        ("counters", ctypes.c_void_p),
+        ("batch", ctypes.c_int),
+        ("table_width", ctypes.c_int),
+        ("table_stride", ctypes.c_int),
+        ("pool_pages", ctypes.c_int),
+        ("heads", ctypes.c_int),
+        ("query_len", ctypes.c_int),
+        ("scale_log2", ctypes.c_float),
+    ]
+
+
+# What the kernel asserts, so that the two files cannot part.
+CONTRACT: nvrtc.Defines = (
+    ("WANTED_SHARED_BYTES", SHARED_BYTES),
+    ("WANTED_PROBLEM_BYTES", ctypes.sizeof(Problem)),
+)
+
+
+class Workspace(NamedTuple):
+    """Room for the parts of split sequences, and counters that are zero between calls."""
+
+    parts: torch.Tensor  # fp32 [2 x blocks, 64, 512]
+    part_sums: torch.Tensor  # fp32 [2 x blocks, 64, 2]
+    counters: torch.Tensor  # int32 [2 x sequences x tiles]
+
+
+def decode(
+    q: torch.Tensor,
+    cache: torch.Tensor,
+    *,
+    block_table: torch.Tensor,
+    cache_seqlens: torch.Tensor,
+    scale: float | None = None,
+    workspace: Workspace | None = None,
+) -> torch.Tensor:
+    """q [B, T, H, 576] bf16, cache [P, 64, 576] bf16 or uint8 [P, 64, 656], block_table int32
+    [B, pages], cache_seqlens int32 [B] -> [B, T, H, 512] bf16; causal over the T tokens.
+
+    Products and sums in fp32, bit-identical run to run on one kind of card. Rows that see no key
+    give zeros. Calls that run at the same time on two streams need a ``workspace`` each; without
+    one, all calls on a device share one, which the first call outside graph capture makes.
+    Raises ValueError for arguments that do not fit and for a device other than sm_90.
+    """
+    shape = check(q, cache, block_table, cache_seqlens, scale)
+    out = q.new_empty(shape.batch, shape.query_len, shape.heads, LATENT)
+    if workspace is None:
+        workspace = shared_workspace(q.device, shape.batch * tiles_of(shape))
+    launch(q, cache, block_table, cache_seqlens, shape.scale, workspace, out)
+    return out
+
+
+def check(
+    q: torch.Tensor,
+    cache: torch.Tensor,
+    block_table: torch.Tensor,
+    cache_seqlens: torch.Tensor,
+    scale: float | None,
+) -> arguments.Decode:
+    """The op's checks, and what this kernel wants besides. Raises ValueError."""
+    shape = arguments.check_decode(
+        q,
+        cache,
+        block_table=block_table,
+        cache_seqlens=cache_seqlens,
+        scale=scale,
+        contiguous=("q", "cache_seqlens"),
+    )
+    if q.dtype != torch.bfloat16:
+        raise ValueError(f"q: wants bfloat16, got {q.dtype}")
+    for name, array in (("cache", cache), ("block_table", block_table)):
+        if array.stride(-1) != 1:
+            raise ValueError(
+                f"{name}: wants its last dimension without gaps, got strides {array.stride()}"
+            )
+    for name, array in (("q", q), ("cache", cache)):
+        if array.data_ptr() % 16:
+            raise ValueError(f"{name}: wants an address that is a multiple of 16 bytes")
+    row, page = (n * cache.element_size() for n in cache.stride()[1::-1])
+    if row % 16 or page % 16:
+        raise ValueError(
+            f"cache: wants rows and pages that start on 16 bytes, got strides {cache.stride()}"
+        )
+    if shape.fp8 and cache.stride(1) != FP8_ROW_BYTES:
+        raise ValueError(f"cache: wants rows without gaps, got strides {cache.stride()}")
+    if not q.is_cuda or torch.cuda.get_device_capability(q.device) != (9, 0):
+        where = q.device.type
+        if q.is_cuda:
+            where = "sm_{}{}".format(*torch.cuda.get_device_capability(q.device))
+        raise ValueError(f"q: wants a CUDA tensor on sm_90, got one on {where}")
+    return shape
+
+
+def tiles_of(shape: arguments.Decode) -> int:
+    """Tiles of query rows of one sequence."""
+    return -(-shape.query_len * shape.heads // TILE)
+
+
+@functools.cache
+def multiprocessors(device: torch.device) -> int:
+    """Blocks that run at the same time: one a multiprocessor."""
+    return int(torch.cuda.get_device_properties(device).multi_processor_count)
+
+
+def make_workspace(device: torch.device, counters: int = 1 << 16) -> Workspace:
+    """A workspace for calls of at most ``counters`` sequences x tiles. Some 35 MB on an H200."""
+    blocks = multiprocessors(device)
+    return Workspace(
+        torch.empty(2 * blocks, TILE, LATENT, dtype=torch.float32, device=device),
+        torch.empty(2 * blocks, TILE, 2, dtype=torch.float32, device=device),
+        torch.zeros(2 * counters, dtype=torch.int32, device=device),
+    )
+
+
+_workspaces: dict[torch.device, Workspace] = {}
+
+
+def shared_workspace(device: torch.device, counters: int) -> Workspace:
+    """The device's own. During graph capture, one that only the graph has if none is there yet:
+    what is allocated then belongs to the graph."""
+    found = _workspaces.get(device)
+    if found is None or found.counters.numel() < 2 * counters:
+        found = make_workspace(device, max(counters, 1 << 16))
+        if not torch.cuda.is_current_stream_capturing():
+            _workspaces[device] = found
+    return found
+
+
+def launch(
+    q: torch.Tensor,
+    cache: torch.Tensor,
+    block_table: torch.Tensor,
+    cache_seqlens: torch.Tensor,
+    scale: float,
+    workspace: Workspace,
+    out: torch.Tensor,
+    tuning: nvrtc.Defines = (),
+) -> None:
+    """The kernel on checked arguments; ``tuning`` are macros of the source."""
+    batch, tokens, heads, _ = q.shape
+    rows = tokens * heads
+    tiles = -(-rows // TILE)
+    fp8 = cache.dtype == torch.uint8
+    page_stride, row_stride = (n * cache.element_size() for n in cache.stride()[:2])
+    problem = Problem(
+        block_table.data_ptr(), cache_seqlens.data_ptr(), cache.data_ptr(), page_stride,
+        out.data_ptr(), workspace.parts.data_ptr(), workspace.part_sums.data_ptr(),
+        workspace.counters.data_ptr(), batch, block_table.shape[1], block_table.stride(0),
+        cache.shape[0], heads, tokens, scale * LOG2_E,
+    )  # fmt: skip
+    q_map = _map(q.data_ptr(), (ROW, rows, batch), (ROW * 2, rows * ROW * 2))
+    # All of a row, or the rotary part that ends it: the rest of an FP8 row is no tensor of bf16.
+    width, skipped = (ROTARY, FP8_ROW_BYTES - 2 * ROTARY) if fp8 else (ROW, 0)
+    cache_map = _map(
+        cache.data_ptr() + skipped, (width, PAGE, cache.shape[0]), (row_stride, page_stride)
+    )
+    defines = (("FP8", int(fp8)), *CONTRACT, *tuning)
+    kernel = nvrtc.function(SOURCE, "mla_decode", arch="sm_90a", defines=defines)
+    blocks = multiprocessors(q.device) // tiles * tiles
+    nvrtc.launch(
+        kernel,
+        (blocks, 1, 1),
+        (THREADS, 1, 1),
+        SHARED_BYTES,
+        torch.cuda.current_stream(q.device).cuda_stream,
+        [q_map, cache_map, problem, ctypes.c_int(tiles)],
+        cooperative=True,
+    )
+
+
+@functools.lru_cache(maxsize=256)
+def _map(pointer: int, shape: tuple[int, ...], strides: tuple[int, ...]) -> nvrtc.TensorMap:
+    """64 columns x 64 rows of bf16 a copy; rows outside read as zeros."""
+    return nvrtc.tensor_map(pointer, "bf16", shape, strides, (64, 64, 1))
