@@ -96,6 +96,7 @@ class Reading(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     metric: str | None = None
     unit: str | None = None
     relation: Relation | None = None
+    implementation: str | None = None
     of: list[str] | None = None
     baseline: str | None = None
     conditions: dict[str, Any] = {}

@@ -191,7 +191,7 @@ def meanings(claim: claims_module.Claim) -> list[Meaning]:
     result = [
         _meaning(
             claim, "as written", claim.quantity, claim.metric, claim.unit, claim.relation,
-            claim.of, claim.baseline, claim.conditions,
+            claim.of, claim.baseline, claim.conditions, claim.implementation,
         )
     ]  # fmt: skip
     for reading in claim.readings:
@@ -207,6 +207,7 @@ def meanings(claim: claims_module.Claim) -> list[Meaning]:
                 claim.of if reading.of is None else reading.of,
                 reading.baseline or claim.baseline,
                 merged,
+                reading.implementation or claim.implementation,
             )
         )
     return result
@@ -215,6 +216,7 @@ def meanings(claim: claims_module.Claim) -> list[Meaning]:
 def _meaning(
     claim: claims_module.Claim, text: str, quantity: str, metric: str, unit: str, relation: str,
     of: Sequence[str], baseline: str | None, conditions: dict[str, Any],
+    implementation: str | None,
 ) -> Meaning:  # fmt: skip
     symbol = UNITS[unit]
     try:
@@ -230,7 +232,7 @@ def _meaning(
         interval = Interval(interval.low, EVERYTHING.high)
     return Meaning(
         claim, text, quantity, metric, symbol, relation, tuple(of), baseline, conditions,
-        claim.implementation, interval,
+        implementation, interval,
     )  # fmt: skip
 
 

@@ -12,7 +12,9 @@ from typing import Any, Literal
 import msgspec
 
 from zenrepro.audit import measured as measured_values
+from zenrepro.audit import measured_formulas
 from zenrepro.audit.candidates import Index, Missing, Value, is_ceiling
+from zenrepro.audit.measured_formulas import Found
 from zenrepro.claims import Claim, Publication
 from zenrepro.conditions import KEYS
 from zenrepro.printed import Interval
@@ -42,6 +44,7 @@ class Measurement(msgspec.Struct, frozen=True, kw_only=True):
     was compared, ``against`` the other operands of a ratio. ``across``: a ratio that was measured
     on another device class than claimed. ``reading``: the reading under which it holds, None for
     the words as they stand. ``candidates``: how many values the machine's records give.
+    ``power_of``: the value is an exponent, of this symbol of the claim's formula.
     """
 
     claim: str
@@ -60,6 +63,7 @@ class Measurement(msgspec.Struct, frozen=True, kw_only=True):
     across: bool = False
     reading: str | None = None
     candidates: int = 0
+    power_of: str | None = None
 
 
 def judge(publication: Publication, records: Iterable[Record]) -> list[Measurement]:
@@ -83,6 +87,16 @@ def _judge(claim: Claim, claims: Mapping[str, Claim], index: Index, machine: str
     reasons: list[str] = []
     best: Measurement | None = None
     for variant, reading in _readings(claim):
+        if measured_formulas.judged(claim):
+            stated = measured_formulas.values(variant, index)
+            if isinstance(stated, Missing):
+                reasons.append(stated.reason)
+                continue
+            for one in stated:
+                judged = _of_formula(variant, one, machine, reading, len(stated))
+                if best is None or _rank(judged) < _rank(best):
+                    best = judged
+            continue
         found = measured_values.values(variant, claims, index)
         if isinstance(found, Missing):
             reasons.append(found.reason)
@@ -98,6 +112,8 @@ def _judge(claim: Claim, claims: Mapping[str, Claim], index: Index, machine: str
 
 def _unmeasurable(claim: Claim) -> str | None:
     """Why no measurement can speak of a claim, None where one can."""
+    if measured_formulas.judged(claim):
+        return None
     if claim.kind in ("formula", "trend", "categorical"):
         return f"states a {claim.kind}" if claim.kind != "categorical" else "states no number"
     if claim.quantity == "count" and claim.metric in KEYS:
@@ -111,7 +127,16 @@ def _readings(claim: Claim) -> Iterator[tuple[Claim, str | None]]:
     for reading in claim.readings:
         given = {
             name: value
-            for name in ("quantity", "metric", "unit", "relation", "of", "baseline")
+            for name in (
+                "quantity",
+                "metric",
+                "unit",
+                "relation",
+                "implementation",
+                "of",
+                "baseline",
+                "formula",
+            )
             if (value := getattr(reading, name)) is not None
         }
         if reading.conditions:
@@ -175,6 +200,40 @@ def _verdict(
         across=is_derived and not value.same_class,
         reading=reading,
         candidates=candidates,
+    )
+
+
+def _of_formula(
+    claim: Claim, found: Found, machine: str, reading: str | None, candidates: int
+) -> Measurement:
+    """A growth, a cache or an exactness: the same on every class of device."""
+    measured, stated = found.summary, found.stated
+    symbol = claim.formula.symbols.get(claim.formula.left) if claim.formula else None
+    direction = _of_quantity(
+        claim.quantity, claim.metric, unit(symbol.unit if symbol else "1").dimension
+    )
+    verdict: Verdict = "reproduced"
+    ratio = None
+    if stated is not None:
+        verdict = _against(measured, stated, claim, direction)
+        middle = sum(stated) / 2
+        ratio = measured.value / middle if middle else None
+    return Measurement(
+        claim=claim.id,
+        machine=machine,
+        verdict=verdict,
+        reason=found.reason,
+        value=measured.value,
+        low=measured.low,
+        high=measured.high,
+        unit=found.unit,
+        n=measured.n,
+        ratio=ratio,
+        record=found.records[0],
+        against=found.records[1:],
+        reading=found.reading or reading,
+        candidates=candidates,
+        power_of=found.power_of,
     )
 
 

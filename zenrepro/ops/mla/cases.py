@@ -1,7 +1,8 @@
 """Shapes and tolerances of latent attention, once, for tests and for benchmarks.
 
 ``CASES`` by scale: ``smoke`` seconds on a CPU, ``small`` a minute or so on a 2-core CPU, ``full`` a
-large GPU. ``CONTRACT`` is for tests alone: length 1, one page, ragged batches, many heads.
+large GPU; ``ABLATION`` likewise. ``CONTRACT`` is for tests alone: length 1, one page, ragged
+batches, many heads.
 """
 
 from __future__ import annotations
@@ -174,6 +175,27 @@ CASES: dict[Scale, tuple[Case, ...]] = {
         # compared: one token of each sequence, projections included.
         prefill("full_step", 32, 24, 4096, query_len=1),
         prefill("report", 32, 24, 4096, model="zen-mode-7b"),
+    ),
+}
+
+
+# The same prefix under more and more queries: where each form of the projection pays. With the
+# cases of CASES that have the same prefix, so that no case is there twice.
+ABLATION: dict[Scale, tuple[Case, ...]] = {
+    "smoke": (prefill("ablation_1_of_65", 1, 4, 65, query_len=1),),
+    "small": (
+        prefill("ablation_1_of_1024", 1, 16, 1024, query_len=1),
+        prefill("ablation_64_of_1024", 1, 16, 1024, query_len=64),
+        prefill("ablation_256_of_1024", 1, 16, 1024, query_len=256),
+    ),
+    "full": (
+        prefill("ablation_1_of_4096", 8, 24, 4096, query_len=1),
+        prefill("ablation_16_of_4096", 8, 24, 4096, query_len=16),
+        prefill("ablation_64_of_4096", 8, 24, 4096, query_len=64),
+        prefill("ablation_128_of_4096", 8, 24, 4096, query_len=128),
+        prefill("ablation_256_of_4096", 8, 24, 4096, query_len=256),
+        prefill("ablation_1024_of_4096", 8, 24, 4096, query_len=1024),
+        prefill("ablation_4096", 8, 24, 4096),
     ),
 }
 

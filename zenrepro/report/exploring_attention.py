@@ -1,0 +1,189 @@
+"""The notebooks ``attention`` and ``mla``: figures and tables of their own, from records alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from zenrepro import stats
+from zenrepro.architecture import Architecture, cache_bytes, caches
+from zenrepro.records import Record, Status
+from zenrepro.report import kernels
+from zenrepro.report.exploring import Ceilings, Drawing, Grid, _empty, _svg
+from zenrepro.units import unit
+
+_SHOWN = (Status.OK, Status.DISTURBED)
+_FORMS = {"mha": "a key a head", "gqa": "eight shared keys", "mla": "one latent"}
+
+
+def cache_by_length(model: Architecture, longest: int = 2**17) -> Drawing:
+    """Bytes of one sequence's cache in all layers against its length, by form; counted."""
+    from zenrepro.report import style
+
+    lengths = [2**n for n in range(10, longest.bit_length())]
+    with style.paper():
+        import matplotlib.pyplot as plt
+
+        figure, axis = plt.subplots(figsize=(style.TEXT_WIDTH_IN / 2, 2.6), layout="constrained")
+        for place, cache in enumerate(caches(model)):
+            each = cache_bytes(model, form=cache.form)
+            axis.plot(
+                lengths, [n * each / 1e9 for n in lengths], color="0", linewidth=0.9,
+                linestyle=("-", "--", ":")[place % 3], label=_FORMS.get(cache.form, cache.form),
+            )  # fmt: skip
+        axis.set_xscale("log", base=2)
+        axis.set_yscale("log")
+        axis.set_xlabel("tokens of a sequence")
+        axis.set_ylabel("GB a sequence")
+        axis.set_title(style.plain(model.name))
+        axis.legend()
+        return Drawing(_svg(figure))
+
+
+def cache_table(models: Mapping[str, Architecture]) -> Grid:
+    """Bytes a token in all layers, by form, and over the latent's."""
+    rows: list[list[Any]] = []
+    for name, model in models.items():
+        latent = cache_bytes(model, form="mla")
+        for cache in caches(model):
+            each = cache_bytes(model, form=cache.form)
+            rows.append([name, _FORMS.get(cache.form, cache.form), each / 1e3, each / latent])
+    return Grid(["model", "cache", "kB a token", "times the latent"], rows)
+
+
+def by_batch(records: Sequence[Record], phase: str = "decode") -> Drawing:
+    """Time of a call against the batch, other sizes being equal; series of two batches or more."""
+    chosen = [r for r in _times(records) if r.conditions.get("phase") == phase]
+    return _series(chosen, "batch", "sequences in a batch", _named)
+
+
+def by_queries(
+    records: Sequence[Record], predicted: Mapping[str, Mapping[int, float]] | None = None
+) -> Drawing:
+    """Time of a prefill against its query tokens over the same prefix, by form.
+
+    ``predicted``: seconds by form and query tokens, drawn as thin lines.
+    """
+    chosen = [r for r in _times(records) if r.conditions.get("op") == "mla_prefill"]
+    return _series(
+        chosen, "query_len", "query tokens over the same prefix", _named, predicted or {}
+    )
+
+
+def against_peers(records: Sequence[Record], found: Ceilings, op: str) -> Grid:
+    """A case a row: the least time, our fastest, the fastest peer, and how ours compares."""
+    rows: list[list[Any]] = []
+    for row in kernels.rows(records, (op,), found):
+        ours, peer, speed = row.ours, row.peer, row.speed
+        rows.append(
+            [
+                _case(row.conditions),
+                None if row.least_s is None else row.least_s * 1e3,
+                row.bound,
+                *_cells(ours, row),
+                *_cells(peer, row)[:2],
+                None if speed is None else f"{speed.value:.2f} ×",
+                {True: "yes", False: "no", None: None}[row.reached],
+            ]
+        )
+    head = ["case", "least, ms", "set by", "ours", "ms", "of the least", "peer", "ms",
+            "ours over peer", "at the bar"]  # fmt: skip
+    return Grid(head, rows)
+
+
+def _cells(one: kernels.Timed | None, row: kernels.Row) -> list[Any]:
+    if one is None:
+        return [None, None, None]
+    share = row.share_of_least(one)
+    return [
+        one.implementation,
+        one.summary.value * 1e3,
+        None if share is None else f"{share:.0%}",
+    ]
+
+
+def _times(records: Sequence[Record]) -> list[Record]:
+    return [r for r in records if r.quantity == "time" and r.status in _SHOWN]
+
+
+def _named(record: Record, given: Mapping[str, Any]) -> str:
+    """A series in words: the implementation and what tells it from its neighbours."""
+    words = {
+        "cache_len": "{} tokens",
+        "kv_heads": "{} KV heads",
+        "dtype": "{}",
+        "heads": "{} heads",
+    }
+    said = [form.format(given[key]) for key, form in words.items() if key in given]
+    return ", ".join([record.implementation.replace("_", " "), *said])
+
+
+def _case(given: Mapping[str, Any]) -> str:
+    hidden = ("op", "tokens")
+    return " ".join(f"{key}={value}" for key, value in sorted(given.items()) if key not in hidden)
+
+
+def _series(
+    records: list[Record],
+    across: str,
+    label: str,
+    named: Callable[[Record, Mapping[str, Any]], str],
+    predicted: Mapping[str, Mapping[int, float]] | None = None,
+) -> Drawing:
+    """Medians with their intervals: a line for each implementation and set of other conditions."""
+    from zenrepro.report import style
+
+    found: dict[tuple[str, tuple[tuple[str, Any], ...]], dict[int, Record]] = {}
+    for record in records:
+        given = _sized(record.conditions)
+        if across not in given:
+            continue
+        rest = {k: v for k, v in given.items() if k not in (across, "tokens", "seq_len")}
+        key = (record.implementation, tuple(sorted(rest.items())))
+        found.setdefault(key, {})[int(given[across])] = record
+    series = {key: points for key, points in found.items() if len(points) > 1}
+    if not series:
+        return _empty()
+    rests = [dict(rest) for _, rest in series]
+    varied = {k for rest in rests for k in rest if len({r.get(k) for r in rests}) > 1}
+    with style.paper():
+        import matplotlib.pyplot as plt
+
+        height = 2.4 + 0.17 * -(-len(series) // 2)
+        figure, axis = plt.subplots(figsize=(style.TEXT_WIDTH_IN, height), layout="constrained")
+        for place, ((_, others), points) in enumerate(series.items()):
+            xs = sorted(points)
+            seen = [stats.summarise(points[x].samples) for x in xs]
+            scale = unit(points[xs[0]].unit).factor * 1e3
+            axis.errorbar(
+                xs, [s.value * scale for s in seen],
+                yerr=[[(s.value - s.low) * scale for s in seen],
+                      [(s.high - s.value) * scale for s in seen]],
+                marker=style.MARKERS[place % len(style.MARKERS)], markersize=4, linewidth=0.8,
+                color=style.GREYS[place % len(style.GREYS)],
+                linestyle=("-", "--", ":", "-.")[place % 4],
+                label=style.plain(
+                    named(points[xs[0]], {k: v for k, v in others if k in varied})
+                ),
+            )  # fmt: skip
+        for name, values in (predicted or {}).items():
+            xs = sorted(values)
+            if not xs:
+                continue
+            axis.plot(xs, [values[x] * 1e3 for x in xs], color="0.75", linewidth=0.7)
+            axis.annotate(name, (xs[-1], values[xs[-1]] * 1e3), fontsize=7, color="0.45")
+        axis.set_xscale("log", base=2)
+        axis.set_yscale("log")
+        ticks = sorted({x for points in series.values() for x in points})
+        axis.set_xticks(ticks, [str(x) for x in ticks])
+        axis.minorticks_off()
+        axis.set_xlabel(label)
+        axis.set_ylabel("ms a call")
+        figure.legend(loc="outside lower center", ncols=2)
+        return Drawing(_svg(figure))
+
+
+def _sized(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Conditions with both lengths, also where one length says both."""
+    length = given.get("seq_len")
+    return {"query_len": length, "cache_len": length, **given} if length else dict(given)
