@@ -70,12 +70,12 @@ GROUPS = {
         without="no PDF (HTML and experiments work)",
     ),
     "tests": Group(
-        programs=("pdftotext", "pdftoppm", "chromium|chromium-browser|google-chrome"),
+        programs=("pdftotext", "pdftoppm", "chromium|chromium-browser|google-chrome", "g++"),
         styles=(),
-        apt=("chromium", "poppler-utils"),
-        dnf=("chromium", "poppler-utils"),
+        apt=("chromium", "g++", "poppler-utils"),
+        dnf=("chromium", "gcc-c++", "poppler-utils"),
         brew=("poppler", "--cask chromium"),
-        without="the tests that open the PDF or the HTML are skipped",
+        without="the tests that open the PDF or the HTML, or emulate kernels, are skipped",
     ),
 }
 
