@@ -53,7 +53,7 @@ constexpr u32 EMPTY_AT = FULL_AT + 2 * CHUNKS * 8;  // [2][3] left half, right h
 constexpr u32 Q_FULL_AT = EMPTY_AT + 2 * 3 * 8;
 constexpr u32 Q_EMPTY_AT = Q_FULL_AT + 8;
 constexpr u32 PLAN_AT = Q_EMPTY_AT + 8;
-constexpr u32 SHARED_BYTES = PLAN_AT + 512;
+constexpr u32 SHARED_BYTES = PLAN_AT + 512 + 1024;  // the last to round the start up
 static_assert(SHARED_BYTES <= 232448, "more shared memory than a block can have");
 
 // Named barriers.
@@ -86,6 +86,7 @@ struct Plan {
     int first, first_page, last, last_end;
     int first_splits, first_index, first_block;
     int last_splits, last_index, last_block;
+    int ragged;  // sequences of unlike page counts
 };
 
 DEVICE int cache_length(const Problem& problem, int sequence) {
@@ -169,6 +170,7 @@ DEVICE void make_plan(const Problem& problem, int block, int blocks, Plan* plan,
     if (threadIdx.x == 0) {
         plan->first = problem.batch;
         plan->last = -1;
+        plan->ragged = 0;
         plan->first_splits = plan->last_splits = 1;
     }
     Sums mine = {}, total;
@@ -183,7 +185,8 @@ DEVICE void make_plan(const Problem& problem, int block, int blocks, Plan* plan,
     const int pages_total = total.v[0], count = total.v[1];
     int start = mine.v[0] + START_COST * mine.v[1];  // of this thread's sequences, on the line
     if (pages_total == 0) return;
-    longest = __syncthreads_or(longest * count > pages_total) ? 0 : 1;  // all of one length?
+    if (longest * count > pages_total) plan->ragged = 1;
+    __syncthreads();
 
     int trial = -1;
     float piece = 0;
@@ -234,7 +237,7 @@ DEVICE void make_plan(const Problem& problem, int block, int blocks, Plan* plan,
 
     int cost = pages_total + START_COST * count;
     int share = (cost + blocks - 1) / blocks;
-    if (longest) {  // whole sequences for every block, if that is hardly longer
+    if (!plan->ragged) {  // whole sequences for every block, if that is hardly longer
         int one = pages_total / count + START_COST;
         int whole = (share + one - 1) / one * one;
         if (whole * 12 <= share * 13) share = whole;
@@ -852,8 +855,9 @@ DEVICE void consume(const Problem& problem, char* shared_pointer, const Plan& pl
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
 mla_decode(const __grid_constant__ TensorMap q_map, const __grid_constant__ TensorMap kv_map,
            const __grid_constant__ Problem problem, int tiles) {
-    extern __shared__ __align__(1024) char shared_pointer[];
-    const u32 shared = shared_address(shared_pointer);
+    extern __shared__ __align__(1024) char memory[];
+    const u32 shared = (shared_address(memory) + 1023) & ~1023u;  // the swizzle's pattern
+    char* shared_pointer = memory + (shared - shared_address(memory));
     const u32 warp = warp_index();
     const int tile = blockIdx.x % tiles, block = blockIdx.x / tiles;
     const int blocks = gridDim.x / tiles;

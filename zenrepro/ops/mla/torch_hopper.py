@@ -16,7 +16,7 @@ from zenrepro.ops.mla.sizes import FP8_ROW_BYTES, LATENT, PAGE, ROTARY, ROW
 SOURCE = "cuda/mla_decode_hopper.cu"
 TILE = 64  # query rows that a block serves
 THREADS = 384
-SHARED_BYTES = 231120
+SHARED_BYTES = 232144
 LOG2_E = math.log2(math.e)
 
 
