@@ -31,7 +31,8 @@ class FakeMachine:
             found = [f"/texmf/{name}" for name in command[1:] if name in self.styles]
             return subprocess.CompletedProcess(command, 0, stdout="\n".join(found))
         if "install" in command and self.apt_works:
-            self.programs |= {"latexmk", "pdflatex", "bibtex", "pdftotext", "pdftoppm", "chromium"}
+            self.programs |= {"latexmk", "pdflatex", "bibtex"}
+            self.programs |= {"pdftotext", "pdftoppm", "chromium", "g++"}
             self.styles |= set(systempackages.STYLES)
         return subprocess.CompletedProcess(command, 0, stdout="")
 
