@@ -132,7 +132,7 @@ def direct(claim: Claim, index: Index) -> list[Value] | Missing:
         if not index.implements(entry, claim.implementation):
             relaxed["implementation"] = record.implementation
         if entry.summary is None:
-            reasons.append(f"{record.status}: {record.reason or 'its samples are flagged'}")
+            reasons.append(not_usable(record))
             continue
         same = _same_class(claim, record)
         found.append(
@@ -148,6 +148,11 @@ def direct(claim: Claim, index: Index) -> list[Value] | Missing:
         return Missing("only single ops were measured, not a whole step or run")
     differing = _differing(claim, nearest[1].record)
     return Missing(f"not under these conditions; the nearest record has {differing}")
+
+
+def not_usable(record: Record) -> str:
+    """Why a record gives no value, beginning with its status."""
+    return f"{record.status}: {record.reason or 'its samples are flagged'}"
 
 
 def is_ceiling(claim: Claim) -> bool:
@@ -168,7 +173,7 @@ def ceiling(claim: Claim, index: Index) -> list[Value] | Missing:
         if _has(record, "op") not in ops or dtype not in (None, _has(record, "dtype")):
             continue
         if entry.summary is None:
-            reasons.append(f"{record.status}: {record.reason or 'its samples are flagged'}")
+            reasons.append(not_usable(record))
         elif best is None or best.summary is None or entry.summary > best.summary:
             best = entry
     if best is None or best.summary is None:

@@ -231,7 +231,7 @@ def _of_formula(
         ratio=ratio,
         record=found.records[0],
         against=found.records[1:],
-        reading=found.reading or reading,
+        reading=reading,
         candidates=candidates,
         power_of=found.power_of,
     )

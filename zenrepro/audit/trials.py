@@ -146,20 +146,23 @@ def tiled_softmax(formula: Formula, quantity: str, metric: str) -> list[Outcome]
 
 def latent_cache(formula: Formula, quantity: str, metric: str) -> list[Outcome]:
     """Cache elements of ordinary heads over those of the latent, counted for some shapes: keys
-    alone, or keys and values. Holds when the formula gives either count at every shape."""
+    alone, or keys and values, over the latent alone or with the rotary part that is kept beside
+    it. Holds when the formula gives one of these counts at every shape."""
     tree = expressions.parse(formula.right, "formula")
-    if not expressions.symbols(tree) <= {"h", "d_k", "d_c"}:
+    if not expressions.symbols(tree) <= {"h", "d_k", "d_c", "d_r"}:
         return [Outcome(None)]
-    shapes = [(16, 128, 512), (24, 128, 576), (64, 192, 512)]
-    for tensors, what in ((1, "keys alone"), (2, "keys and values")):
+    shapes = [(16, 128, 512, 64), (24, 128, 576, 32), (64, 192, 512, 64)]
+    for tensors, rotary in itertools.product((1, 2), (False, True)):
+        what = "keys alone" if tensors == 1 else "keys and values"
         if all(
             math.isclose(
-                expressions.evaluate(tree, {"h": h, "d_k": d_k, "d_c": d_c}),
-                sum(d_k for _ in range(h)) * tensors / d_c,
+                expressions.evaluate(tree, {"h": h, "d_k": d_k, "d_c": d_c, "d_r": d_r}),
+                sum(d_k for _ in range(h)) * tensors / (d_c + rotary * d_r),
             )
-            for h, d_k, d_c in shapes
+            for h, d_k, d_c, d_r in shapes
         ):
-            return [Outcome(True, f"counted cache of {what} over the latent's")]
+            over = "the latent's with its rotary part" if rotary else "the latent's"
+            return [Outcome(True, f"counted cache of {what} over {over}")]
     return [Outcome(False, f"{formula.right} counts neither keys nor keys and values", "h·d_k/d_c")]
 
 

@@ -39,7 +39,7 @@ HEAD_DIM = 128
 # Shared memory of an sm_90 multiprocessor that one block can have (CUDA C++ Programming Guide,
 # table of compute capabilities): the M of the bound N²d²/M where the device has no such figure.
 SRAM_BYTES = 227 * 1024
-COUNTED = [("traffic", "least"), ("traffic", "counted")]
+COUNTED = [("traffic", "least"), ("traffic", "counted"), ("count", "flops")]
 MEASURED = [
     ("traffic", "device"), ("traffic", "l2"), ("traffic", "multiprocessors"),
     ("utilisation", "dram"), ("utilisation", "tensor_pipe"), ("memory", "working"),
@@ -165,13 +165,16 @@ def algorithm_bytes(entry: Entry, case: Case, dtype: str) -> tuple[float, str]:
 
 
 def _counted(entry: Entry, case: Case, dtype: str) -> list[Result]:
-    least = least_bytes(case, dtype)
+    work = counts.attention_of(case.conditions(dtype))
     moved, how = algorithm_bytes(entry, case, dtype)
-    of = partial(Result, quantity="traffic", unit="B", kind=Kind.COUNTED)
+    once = "inputs read once, the output written once"
+    of = partial(Result, kind=Kind.COUNTED)
     return [
-        of(metric="least", samples=[least], method="inputs read once, the output written once"),
-        of(metric="counted", samples=[moved], method=how),
-    ]
+        of(quantity="traffic", metric="least", unit="B", samples=[work.bytes or 0.0], method=once),
+        of(quantity="traffic", metric="counted", unit="B", samples=[moved], method=how),
+        of(quantity="count", metric="flops", unit="FLOP", samples=[work.flops or 0.0],
+           method="both products, masked pairs left out"),
+    ]  # fmt: skip
 
 
 def _unavailable(

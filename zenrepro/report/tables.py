@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING
 from zenrepro.claims import Claim
 from zenrepro.errors import InputError
 from zenrepro.report import wording
+from zenrepro.report.escape import Tex, escape
 from zenrepro.report.evidence import Evidence, FindingEntry, identity_key
 from zenrepro.report.formulas import Formatted, formatted
-from zenrepro.report.numbers import CODES, Missing, Number, published
+from zenrepro.report.numbers import CODES, Missing, Number, published, split
 from zenrepro.report.wording import Words
 from zenrepro.units import convert
 
@@ -59,7 +60,7 @@ class Measured:
     """
 
     machine: str
-    value: Number | Missing
+    value: Number | Missing | Formatted
     verdict: str
     mark: str = ""
     record: str | None = None
@@ -228,7 +229,7 @@ def measured_only(table: Table) -> Table:
         kept = [
             line
             for line in group.lines
-            if any(isinstance(cell.value, Number) for cell in line.measured)
+            if any(isinstance(cell.value, Number | Formatted) for cell in line.measured)
         ]
         if kept:
             groups.append(Group(group.label, kept))
@@ -300,7 +301,8 @@ def _measured(measurement: Measurement | None, machine: str, words: Words) -> Me
             machine, Missing(code, measurement.reason or ""), measurement.verdict,
             note=measurement.reason or "",
         )  # fmt: skip
-    value = Number(measurement.value, measurement.unit or "1", measurement.low, measurement.high)
+    number = Number(measurement.value, measurement.unit or "1", measurement.low, measurement.high)
+    value = power(measurement.power_of, number) if measurement.power_of else number
     ratio = None
     if measurement.verdict == "different hardware" and measurement.ratio is not None:
         ratio = Number(measurement.ratio, "x")
@@ -320,6 +322,14 @@ def _measured(measurement: Measurement | None, machine: str, words: Words) -> Me
         note="; ".join(remarks),
         liberties="".join(c for c, t in zip(LIBERTIES, taken, strict=True) if t),
     )
+
+
+def power(symbol: str, exponent: Number) -> Formatted:
+    """A measured growth as the power of a symbol that it is: N^(1.98 ± 0.09)."""
+    mantissa, width, _ = split(exponent)
+    shown = f"({mantissa} ± {width})" if width else mantissa
+    signed = mantissa + (rf" \pm {width}" if width else "")
+    return Formatted(Tex(rf"\ensuremath{{{escape(symbol)}^{{{signed}}}}}"), f"{symbol}^{shown}")
 
 
 _REASONS = {
