@@ -10,9 +10,11 @@ from zenrepro.ops.entry import UnsupportedError
 if TYPE_CHECKING:
     import jax
 
+Implementation = Literal["xla", "cudnn"]
+
 
 def attention(
-    implementation: Literal["xla", "cudnn"],
+    implementation: Implementation,
     q: jax.Array,
     k: jax.Array,
     v: jax.Array,
@@ -24,19 +26,36 @@ def attention(
 
     Raises ValueError for wrong arguments, UnsupportedError where cuDNN refuses them.
     """
-    import jax
     import jax.numpy as jnp
 
     shape = arguments.check(q, k, v, causal=causal, scale=scale)
     T, S = shape.query_len, shape.cache_len
     # `is_causal` aligns at the top left: only right for a square. One query sees every key.
     square = causal and T == S and T > 1
-    mask = None
+    seen = None
     if causal and not square and T > 1:
-        mask = jnp.tril(jnp.ones((T, S), dtype=bool), S - T)[None, None]
+        seen = jnp.tril(jnp.ones((T, S), dtype=bool), S - T)[None]
+    return by_mask(implementation, q, k, v, seen, shape.scale, square=square)
+
+
+def by_mask(
+    implementation: Implementation,
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    seen: jax.Array | None,
+    scale: float,
+    *,
+    square: bool = False,
+) -> jax.Array:
+    """With ``seen`` [B or 1, T, S], which keys each query sees, or the library's own causal mask of
+    a square. Raises UnsupportedError where cuDNN refuses."""
+    import jax
+
+    mask = None if seen is None else seen[:, None]
     try:
         return jax.nn.dot_product_attention(
-            q, k, v, mask=mask, is_causal=square, scale=shape.scale, implementation=implementation
+            q, k, v, mask=mask, is_causal=square, scale=scale, implementation=implementation
         )
     except (NotImplementedError, RuntimeError) as error:
         # Raised while tracing, before anything is launched: cuDNN is missing or refuses the shape.

@@ -68,6 +68,7 @@ TABLE: tuple[Entry, ...] = check_table(
             origin=Origin.PEER,
             function="zenrepro.ops.attention.torch_sdpa_flash:attention",
             needs=Needs(
+                layouts=("dense", "varlen"),
                 dtypes={"cpu": ("fp32", "bf16", "fp16"), "cuda": ("bf16", "fp16")},
                 compute_capability=(8, 0),
                 unequal_dims=False,
@@ -103,6 +104,7 @@ TABLE: tuple[Entry, ...] = check_table(
             origin=Origin.OURS,
             function="zenrepro.ops.attention.jax_naive:attention",
             needs=Needs(
+                layouts=("dense", "varlen", "paged"),
                 dtypes={
                     "cpu": ("fp32", "bf16", "fp16"),
                     "gpu": ("fp32", "bf16", "fp16"),
@@ -118,6 +120,7 @@ TABLE: tuple[Entry, ...] = check_table(
             origin=Origin.PEER,
             function="zenrepro.ops.attention.jax_xla:attention",
             needs=Needs(
+                layouts=("dense", "varlen", "paged"),
                 dtypes={
                     "cpu": ("fp32", "bf16"),  # it asks for fp16 products that XLA's CPU lacks
                     "gpu": ("fp32", "bf16", "fp16"),
@@ -148,6 +151,7 @@ TABLE: tuple[Entry, ...] = check_table(
             function="zenrepro.ops.attention.mlx_naive:attention",
             compiled=False,  # mx.compile fuses nothing here and wants a C++ compiler on a CPU
             needs=Needs(
+                layouts=("dense", "varlen", "paged"),
                 dtypes={
                     "cpu": ("fp32", "bf16", "fp16"),
                     "metal": ("fp32", "bf16", "fp16"),
@@ -164,6 +168,7 @@ TABLE: tuple[Entry, ...] = check_table(
             function="zenrepro.ops.attention.mlx_fast:attention",
             compiled=False,
             needs=Needs(
+                layouts=("dense", "varlen", "paged"),
                 dtypes={
                     "cpu": ("fp32", "bf16", "fp16"),
                     "metal": ("fp32", "bf16", "fp16"),
