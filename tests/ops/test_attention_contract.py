@@ -101,8 +101,9 @@ def test_matches_fp64(entry: Entry, dtype: str) -> None:
     backend = backends.open(entry.backend, "cpu")
     refused = []
     cases = ALL if dtype == "fp32" else CASES["smoke"]
-    if entry.backend == "jax" and dtype == "fp32":  # XLA compiles each case anew, for seconds
-        cases = tuple(case for case in cases if case.name in FOR_XLA)
+    if entry.backend == "jax":  # XLA compiles each case anew, for seconds
+        named = FOR_XLA if dtype == "fp32" else {"smoke_grouped", "smoke_paged"}
+        cases = tuple(case for case in cases if case.name in named)
     for case in cases:
         ok, reason = entry.available(Cpu(entry.backend), case.conditions(dtype))
         if not ok:
