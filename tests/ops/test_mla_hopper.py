@@ -1,0 +1,94 @@
+"""Latent decode on Hopper: what compiles without a GPU, and arguments that do not fit."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="torch is not installed")
+pytest.importorskip("cuda.bindings.nvrtc", reason="cuda-bindings is not installed: no NVRTC")
+
+from zenrepro.ops import nvrtc  # noqa: E402
+from zenrepro.ops.mla import torch_hopper  # noqa: E402
+
+FORMATS = pytest.mark.parametrize("fp8", [0, 1], ids=["bf16", "fp8"])
+
+
+def compiled(fp8: int) -> bytes:
+    defines = (("FP8", fp8), *torch_hopper.CONTRACT)
+    return nvrtc.compile(torch_hopper.SOURCE, arch="sm_90a", defines=defines)
+
+
+@FORMATS
+def test_the_kernel_fits_a_multiprocessor(fp8: int) -> None:
+    try:
+        used = nvrtc.resources(compiled(fp8))["mla_decode"]
+    except FileNotFoundError as missing:
+        pytest.skip(str(missing))
+    assert used.local_bytes == 0, "registers spill to memory"
+    assert used.registers * torch_hopper.THREADS <= 65536
+    assert torch_hopper.SHARED_BYTES <= 232448  # 227 KiB, the most a block of sm_90 can have
+
+
+@FORMATS
+def test_the_machine_code_is_hoppers(fp8: int) -> None:
+    try:
+        code = nvrtc.sass(compiled(fp8))
+    except FileNotFoundError as missing:
+        pytest.skip(str(missing))
+    products = re.findall(r"HGMMA\.64x(\d+)x16\.F32\.BF16", code)
+    assert products.count("64") == 9 * 4, "S = Q K^T: nine chunks of four steps"
+    assert products.count("256") == 2 * 4, "O += P V: P from registers and from shared memory"
+    assert "UTMALDG.3D" in code
+    assert "USETMAXREG" in code
+    # A wait after each product would mean that the compiler serialised them.
+    assert len(re.findall(r"WARPGROUP\.DEPBAR", code)) <= 8
+    assert bool(fp8) == ("F16.E4M3.UNPACK_B" in code)
+
+
+def test_a_struct_that_differs_from_the_kernels_does_not_compile() -> None:
+    with pytest.raises(nvrtc.CompileError, match="layout of Problem"):
+        nvrtc.compile(torch_hopper.SOURCE, defines=(("WANTED_PROBLEM_BYTES", 1),))
+
+
+def arguments(fp8: bool = False) -> dict[str, torch.Tensor]:
+    cache = (
+        torch.zeros(3, 64, 656, dtype=torch.uint8)
+        if fp8
+        else torch.zeros(3, 64, 576, dtype=torch.bfloat16)
+    )
+    return {
+        "q": torch.zeros(2, 1, 16, 576, dtype=torch.bfloat16),
+        "cache": cache,
+        "block_table": torch.tensor([[0, 1], [2, 0]], dtype=torch.int32),
+        "cache_seqlens": torch.tensor([100, 64], dtype=torch.int32),
+    }
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"q": torch.zeros(2, 1, 16, 576)}, r"cache: wants q's dtype"),
+        ({"q": torch.zeros(2, 1, 576, 16, dtype=torch.bfloat16).transpose(2, 3)}, "q: wants a c"),
+        ({"q": torch.zeros(2, 1, 16, 512, dtype=torch.bfloat16)}, "q: wants width 576"),
+        ({"cache": torch.zeros(3, 64, 600, dtype=torch.bfloat16)[..., :576]}, None),
+        ({"cache": torch.zeros(3, 64, 580, dtype=torch.bfloat16)[..., :576]}, "start on 16 bytes"),
+        ({"cache": torch.zeros(3, 64, 577, dtype=torch.bfloat16)[..., 1:]}, "cache: wants"),
+        ({"cache": torch.zeros(3, 64, 672, dtype=torch.uint8)[..., :656]}, "rows without gaps"),
+        ({"cache_seqlens": torch.tensor([129, 1], dtype=torch.int32)}, "from 0 to 128"),
+        ({"block_table": torch.tensor([[0, 3], [1, 2]], dtype=torch.int32)}, "got 3 for page 1"),
+        ({"scale": 0.0}, "scale: wants a positive"),
+    ],
+)
+def test_arguments_that_do_not_fit(wrong: dict[str, object], said: str | None) -> None:
+    given = arguments() | wrong
+    # A gap between rows is served; the CPU is what is refused then.
+    with pytest.raises(ValueError, match=said or "wants a CUDA tensor on sm_90, got one on cpu"):
+        torch_hopper.decode(**given)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("fp8", [False, True])
+def test_a_device_that_is_not_hopper(fp8: bool) -> None:
+    with pytest.raises(ValueError, match="q: wants a CUDA tensor on sm_90, got one on cpu"):
+        torch_hopper.decode(**arguments(fp8))
