@@ -39,6 +39,7 @@ def forward(
     Without ``scheduler_metadata`` the call makes its own where it needs any, and without
     ``num_splits`` it chooses. Raises UnsupportedError with the library's words when it refuses.
     """
+    given.setdefault("num_splits", 0)
     result = _call("fwd", q=q, k=k, v=v, softmax_scale=scale, is_causal=causal, **given)
     out: torch.Tensor = result[0]
     return out

@@ -62,6 +62,25 @@ TABLE: tuple[Entry, ...] = check_table(
             paper="Dao 2023, FlashAttention-2, arXiv 2307.08691",
         ),
         Entry(
+            name="torch.fa3_package",
+            backend="torch",
+            algorithm="fa3_package",
+            origin=Origin.PEER,
+            function="zenrepro.ops.attention.torch_fa3_package:attention",
+            compiled=False,
+            needs=Needs(
+                dtypes={"cuda": ("bf16", "fp16", "fp8_e4m3")},
+                layouts=("dense", "varlen", "paged"),
+                architectures=((9, 0),),
+                one_of=(
+                    "$ZENREPRO_FA3_LIBRARY",
+                    "flash_attn_interface",
+                    "vllm.vllm_flash_attn._vllm_fa3_C",
+                ),
+            ),
+            paper="Shah et al. 2024, FlashAttention-3",
+        ),
+        Entry(
             name="torch.sdpa_flash",
             backend="torch",
             algorithm="sdpa_flash",
