@@ -40,6 +40,40 @@ TABLE: tuple[Entry, ...] = check_table(
             paper="DeepSeek-AI 2024, DeepSeek-V2 (arXiv 2405.04434), section 2.1.2, absorption",
         ),
         Entry(
+            name="torch.flash_mla",
+            backend="torch",
+            algorithm="flash_mla",
+            origin=Origin.PEER,
+            function="zenrepro.ops.mla.torch_flash_mla:decode",
+            compiled=False,
+            needs=Needs(
+                dtypes={"cuda": ("bf16", "fp16")},
+                phases=("decode",),
+                architectures=((9, 0),),
+                one_of=("$ZENREPRO_FLASHMLA_LIBRARY", "flash_mla", "vllm._flashmla_C"),
+            ),
+            paper="DeepSeek-AI 2025, FlashMLA",
+        ),
+        Entry(
+            name="torch.fa3_package",
+            backend="torch",
+            algorithm="fa3_package",
+            origin=Origin.PEER,
+            function="zenrepro.ops.mla.torch_fa3_package:decode",
+            compiled=False,
+            needs=Needs(
+                dtypes={"cuda": ("bf16", "fp16")},
+                phases=("decode",),
+                architectures=((9, 0),),
+                one_of=(
+                    "$ZENREPRO_FA3_LIBRARY",
+                    "flash_attn_interface",
+                    "vllm.vllm_flash_attn._vllm_fa3_C",
+                ),
+            ),
+            paper="Shah et al. 2024, FlashAttention-3; its q_v argument",
+        ),
+        Entry(
             name="jax.decompressed",
             backend="jax",
             algorithm="decompressed",
@@ -70,6 +104,20 @@ TABLE: tuple[Entry, ...] = check_table(
                 formats=("fp8_e4m3",),
             ),
             paper="DeepSeek-AI 2024, DeepSeek-V2 (arXiv 2405.04434), section 2.1.2, absorption",
+        ),
+        Entry(
+            name="jax.pallas",
+            backend="jax",
+            algorithm="pallas",
+            origin=Origin.OURS,
+            function="zenrepro.ops.mla.jax_pallas:decode",
+            needs=Needs(
+                dtypes={"tpu": ("bf16", "fp32")},
+                phases=("decode",),
+            ),
+            sources=("kernels/pallas/mla_decode.py",),
+            paper="Milakov and Gimelshein 2018, Online normalizer calculation for softmax "
+            "(arXiv 1805.02867); DeepSeek-V2 (arXiv 2405.04434), section 2.1.2",
         ),
         Entry(
             name="mlx.decompressed",
