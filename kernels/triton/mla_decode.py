@@ -20,51 +20,7 @@ ROTARY = tl.constexpr(64)
 NOPE = tl.constexpr(128)
 VALUE = tl.constexpr(128)
 PAGE = tl.constexpr(64)
-GROUP = tl.constexpr(128)  # latent columns that share one scale of the FP8 cache
-
-
-@triton.jit
-def e4m3_to_bf16(x):
-    """uint8 of e4m3 -> bf16, exactly, by bits: for cards without FP8 units.
-
-    Sign to the top, exponent and fraction to bf16's place; that reads the exponent with bf16's bias
-    of 127 in place of 7, so the value is 2**120 times too small: one exact multiplication mends it,
-    subnormal numbers included. NaN (all ones below the sign) is not told apart: caches hold none.
-    """
-    wide = x.to(tl.uint16)
-    bits = ((wide & 0x80) << 8) | ((wide & 0x7F) << 4)
-    small = bits.to(tl.bfloat16, bitcast=True).to(tl.float32)
-    return (small * 1.329227995784916e36).to(tl.bfloat16)
-
-
-@triton.jit
-def e4m3_to_bf16_packed(x):
-    """``e4m3_to_bf16`` four at a time: 9 instructions for 4 numbers (sm_80 and later)."""
-    return tl.inline_asm_elementwise(
-        """
-        {
-        .reg .b32 low, high, lowbits, highbits, zero, factor;
-        mov.b32 zero, 0;
-        mov.b32 factor, 0x7B807B80;
-        prmt.b32 low, $2, zero, 0x1404;
-        prmt.b32 high, $2, zero, 0x3424;
-        shr.u32 lowbits, low, 4;
-        shr.u32 highbits, high, 4;
-        and.b32 lowbits, lowbits, 0x07F007F0;
-        and.b32 highbits, highbits, 0x07F007F0;
-        lop3.b32 low, low, 0x80008000, lowbits, 0xEA;
-        lop3.b32 high, high, 0x80008000, highbits, 0xEA;
-        mov.b32 zero, 0x80008000;
-        fma.rn.bf16x2 $0, low, factor, zero;
-        fma.rn.bf16x2 $1, high, factor, zero;
-        }
-        """,
-        "=r,=r,r",
-        [x],
-        dtype=tl.bfloat16,
-        is_pure=True,
-        pack=4,
-    )
+PAIRS = tl.constexpr(64)  # of latent columns that share one scale of the FP8 cache
 
 
 @triton.jit
@@ -87,6 +43,56 @@ def narrowed(x, dtype: tl.constexpr, INTERPRETED: tl.constexpr):
 
 
 @triton.jit
+def e4m3_bits(x):
+    """uint16 with an e4m3 number in its upper byte -> bf16 bits of that number x 2**-120.
+
+    Sign stays on top, exponent and fraction go to bf16's place; that reads the exponent with bf16's
+    bias of 127 in place of 7. Subnormal numbers come out right. NaN (all ones below the sign) reads
+    as 480: caches hold none.
+    """
+    return (x & 0x8000) | ((x >> 4) & 0x07F0)
+
+
+@triton.jit
+def e4m3_pairs(x, PACKED: tl.constexpr):
+    """uint16 of two e4m3 numbers -> bf16 of the lower, bf16 of the upper byte; both exact.
+
+    For cards without FP8 units, and for Hopper, which cannot go from e4m3 to bf16 directly. PACKED
+    does two pairs at a time in 9 instructions, 2.25 a number; the other is for the interpreter.
+    """
+    if PACKED:
+        low, high = tl.inline_asm_elementwise(
+            """
+            {
+            .reg .b32 lower, upper, minus_zero, factor;
+            mov.b32 minus_zero, 0x80008000;
+            mov.b32 factor, 0x7B807B80;
+            shl.b32 lower, $2, 8;
+            shr.u32 upper, $2, 4;
+            and.b32 upper, upper, 0x07F007F0;
+            lop3.b32 upper, $2, 0x80008000, upper, 0xEA;
+            fma.rn.bf16x2 $1, upper, factor, minus_zero;
+            shr.u32 upper, lower, 4;
+            and.b32 upper, upper, 0x07F007F0;
+            lop3.b32 lower, lower, 0x80008000, upper, 0xEA;
+            fma.rn.bf16x2 $0, lower, factor, minus_zero;
+            }
+            """,
+            "=&r,=&r,r",
+            [x],
+            dtype=(tl.bfloat16, tl.bfloat16),
+            is_pure=True,
+            pack=2,
+        )
+    else:
+        low = e4m3_bits((x & 0xFF) << 8).to(tl.bfloat16, bitcast=True).to(tl.float32)
+        low = (low * 1.329227995784916e36).to(tl.bfloat16)  # 2**120
+        high = e4m3_bits(x).to(tl.bfloat16, bitcast=True).to(tl.float32)
+        high = (high * 1.329227995784916e36).to(tl.bfloat16)
+    return low, high
+
+
+@triton.jit
 def page_id(block_table, tile, pages, page_limit, KEYS: tl.constexpr):
     """The page that holds ``tile``, kept inside the cache whatever the table says."""
     page = tl.load(block_table + tl.minimum(tile * KEYS // PAGE, pages - 1))
@@ -94,7 +100,163 @@ def page_id(block_table, tile, pages, page_limit, KEYS: tl.constexpr):
 
 
 @triton.jit
+def scored(query, keys, acc, KEYS_FIRST: tl.constexpr, INTERPRETED: tl.constexpr):
+    """``acc`` plus the products of query rows and keys: [rows, keys], or [keys, rows]."""
+    if KEYS_FIRST:
+        acc = product(keys, query.T, acc, INTERPRETED)
+    else:
+        acc = product(query, keys.T, acc, INTERPRETED)
+    return acc
+
+
+@triton.jit
+def summed(weights, values, acc, KEYS_FIRST: tl.constexpr, INTERPRETED: tl.constexpr):
+    """``acc`` plus the weighted sum of values: [rows, columns], or [columns, rows]."""
+    weights = narrowed(weights, values.dtype, INTERPRETED)
+    if KEYS_FIRST:
+        acc = product(values.T, weights, acc, INTERPRETED)
+    else:
+        acc = product(weights, values, acc, INTERPRETED)
+    return acc
+
+
+@triton.jit
+def softmax_step(scores, visible, maximum, total, scale_log2, AXIS: tl.constexpr):
+    """One tile of the running softmax in base 2: weights, and by what earlier sums shrink."""
+    scores = tl.where(visible, scores * scale_log2, float("-inf"))
+    raised = tl.maximum(maximum, tl.max(scores, AXIS))
+    base = tl.where(raised == float("-inf"), 0.0, raised)  # a row that has seen no key yet
+    weights = tl.exp2(scores - tl.expand_dims(base, AXIS))
+    rescale = tl.exp2(maximum - base)
+    total = total * rescale + tl.sum(weights, AXIS)
+    return weights, tl.expand_dims(rescale, AXIS), raised, total
+
+
+@triton.jit
+def schedule(seqlens, batch, pages, programs, least, KEYS: tl.constexpr, BATCH: tl.constexpr):
+    """Tiles of each sequence, where they end among the batch's, and tiles a program.
+
+    The batch's tiles, one sequence after the other, are dealt out in equal runs, so that ragged
+    lengths keep all programs equally busy; a run is no shorter than ``least``. Program p has tiles
+    p x run to (p + 1) x run. BATCH is a power of two that holds all sequences.
+    """
+    each = tl.arange(0, BATCH)
+    length = tl.load(seqlens + each, mask=each < batch, other=0)
+    tiles = tl.cdiv(tl.minimum(tl.maximum(length, 0), pages * PAGE), KEYS)
+    ends = tl.cumsum(tiles, 0)
+    run = tl.maximum(tl.cdiv(tl.sum(tiles, 0), programs), least)
+    return each, tiles, ends, run
+
+
+@triton.jit
+def share(each, tiles, ends, run, program, sequence):
+    """Of a sequence: the tiles from, up to which a program walks it, and how many there are."""
+    all_tiles = tl.sum(tl.where(each == sequence, tiles, 0), 0)
+    start = tl.sum(tl.where(each == sequence, ends, 0), 0) - all_tiles
+    first = tl.maximum(program * run - start, 0)
+    last = tl.minimum((program + 1) * run - start, all_tiles)
+    return first, last, all_tiles
+
+
+@triton.jit
+def sequences(ends, run, program):
+    """The first sequence that a program walks, and one past the last."""
+    first = tl.sum((ends <= program * run).to(tl.int32), 0)
+    high = tl.minimum((program + 1) * run, tl.max(ends, 0))
+    return first, tl.sum((ends < high).to(tl.int32), 0) + 1
+
+
+@triton.jit
 def decode(
+    q,
+    cache,
+    block_table,
+    seqlens,
+    out,
+    parts,
+    lse,
+    q_batch,
+    q_token,
+    q_head,
+    cache_page,
+    cache_row,
+    table_batch,
+    out_row,
+    batch,
+    pages,
+    page_limit,
+    tokens,
+    heads,
+    least,
+    scale_log2,
+    ROWS: tl.constexpr,
+    KEYS: tl.constexpr,
+    KEYS_FIRST: tl.constexpr,
+    STAGES: tl.constexpr,
+    BATCH: tl.constexpr,
+    INTERPRETED: tl.constexpr,
+):
+    """Grid (row tiles, programs). Sequences that one program walks alone go to ``out``
+    [B, rows, 512]; of others a program's part, normalised, goes to ``parts`` fp32 [slots, rows,
+    512] and the logarithm (base 2) of its weight to ``lse`` [slots, rows], in slot program +
+    sequence. ``combine`` makes the rest of ``out``."""
+    program = tl.program_id(1)
+    each, tiles, ends, run = schedule(seqlens, batch, pages, tl.num_programs(1), least, KEYS, BATCH)
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    row_there = row < tokens * heads
+    token = row // heads
+    column = tl.arange(0, LATENT)
+    rotary_column = LATENT + tl.arange(0, ROTARY)
+    AXIS: tl.constexpr = 0 if KEYS_FIRST else 1  # the keys' axis of the scores
+    begin, end = sequences(ends, run, program)
+    for sequence in tl.range(begin, end):
+        first, last, all_tiles = share(each, tiles, ends, run, program, sequence)
+        length = tl.minimum(tl.maximum(tl.load(seqlens + sequence), 0), pages * PAGE)
+        seen = length - tokens + token + 1  # keys that a row sees
+        place = tl.full((), 0, tl.int64) + sequence
+        q_rows = (q + place * q_batch + token * q_token + (row % heads) * q_head)[:, None]
+        q_latent = tl.load(q_rows + column[None, :], mask=row_there[:, None], other=0.0)
+        q_rotary = tl.load(q_rows + rotary_column[None, :], mask=row_there[:, None], other=0.0)
+        acc = tl.zeros((LATENT, ROWS) if KEYS_FIRST else (ROWS, LATENT), tl.float32)
+        maximum = tl.full((ROWS,), float("-inf"), tl.float32)
+        total = tl.zeros((ROWS,), tl.float32)
+        table = block_table + place * table_batch
+        page = page_id(table, first, pages, page_limit, KEYS)
+        for tile in tl.range(first, last, num_stages=STAGES):
+            key = tile * KEYS + tl.arange(0, KEYS)
+            there = (key < length)[:, None]  # rows beyond the length may hold NaN
+            rows = (cache + page * cache_page + (key % PAGE) * cache_row)[:, None]
+            k_rotary = tl.load(rows + rotary_column[None, :], mask=there, other=0.0)
+            k_latent = tl.load(rows + column[None, :], mask=there, other=0.0)
+            page = page_id(table, tile + 1, pages, page_limit, KEYS)
+
+            scores = scored(q_rotary, k_rotary, None, KEYS_FIRST, INTERPRETED)
+            scores = scored(q_latent, k_latent, scores, KEYS_FIRST, INTERPRETED)
+            visible = tl.expand_dims(key, 1 - AXIS) < tl.expand_dims(seen, AXIS)
+            weights, rescale, maximum, total = softmax_step(
+                scores, visible, maximum, total, scale_log2, AXIS
+            )
+            acc = summed(weights, k_latent, acc * rescale, KEYS_FIRST, INTERPRETED)
+
+        inverse = tl.expand_dims(tl.where(total > 0.0, 1.0 / total, 0.0), AXIS)
+        there = tl.expand_dims(row_there, AXIS)
+        all_rows = tokens * heads
+        if (first == 0) & (last == all_tiles):
+            if last > first:
+                out_rows = out + (place * all_rows + row) * out_row
+                out_rows = tl.expand_dims(out_rows, AXIS)
+                result = narrowed(acc * inverse, out.dtype.element_ty, INTERPRETED)
+                tl.store(out_rows + tl.expand_dims(column, 1 - AXIS), result, mask=there)
+        elif last > first:
+            # Pairs of a program and a sequence, in the order of tiles: one of the two goes up.
+            slot = (place + program) * all_rows + row
+            tl.store(lse + slot, maximum + tl.log2(total), mask=row_there)
+            out_rows = tl.expand_dims(parts + slot * LATENT, AXIS)
+            tl.store(out_rows + tl.expand_dims(column, 1 - AXIS), acc * inverse, mask=there)
+
+
+@triton.jit
+def decode_fp8(
     q,
     cache,
     rotary,
@@ -102,321 +264,226 @@ def decode(
     block_table,
     seqlens,
     out,
+    parts,
     lse,
     q_batch,
     q_token,
     q_head,
-    cache_page,
-    cache_row,
-    rotary_page,
-    rotary_row,
-    scales_page,
-    scales_row,
+    page_16,
+    row_16,
     table_batch,
-    out_batch,
-    out_split,
     out_row,
-    lse_batch,
-    lse_split,
+    batch,
     pages,
     page_limit,
     tokens,
     heads,
-    splits,
+    least,
     scale_log2,
     ROWS: tl.constexpr,
     KEYS: tl.constexpr,
-    KEYS_FIRST: tl.constexpr,
-    FP8: tl.constexpr,
     PACKED: tl.constexpr,
-    PARTIAL: tl.constexpr,
     STAGES: tl.constexpr,
-    DEPENDENT: tl.constexpr,
+    BATCH: tl.constexpr,
     INTERPRETED: tl.constexpr,
 ):
-    """Grid (row tiles, splits, batch). ``out`` is the result, or with PARTIAL fp32 parts normalised
-    within their split, whose logarithms (base 2) of weight go to ``lse`` [batch, splits, rows]."""
-    row_tile = tl.program_id(0)
-    split = tl.program_id(1)
-    batch = tl.program_id(2).to(tl.int64)
-    AXIS: tl.constexpr = 0 if KEYS_FIRST else 1  # the keys' axis of the scores
+    """``decode`` over a latent in e4m3: ``cache`` uint16 [pages, 64, 256], two numbers each;
+    ``rotary`` bf16 [pages, 64, 64]; ``scales`` fp32 [pages, 64, 4], one for 128 numbers; all three
+    with the strides ``page_16`` and ``row_16`` in units of 16 bytes, so that the compiler knows how
+    rows are aligned (656 bytes are no multiple of 16 elements).
 
-    length = tl.maximum(tl.load(seqlens + batch), 0)
-    length = tl.minimum(length, pages * PAGE)
-    tiles = tl.cdiv(length, KEYS)
-    share = tl.cdiv(tiles, splits)
-    first = tl.minimum(split * share, tiles)
-    last = tl.minimum(first + share, tiles)
-
-    row = row_tile * ROWS + tl.arange(0, ROWS)
+    Numbers of even and of odd columns are operands of their own, as are a row's four groups: pairs
+    come to the matrix units' registers as 16-bit elements and are taken apart there. A scale is one
+    number for 128 columns of a row: it multiplies products (keys) and weights (values).
+    """
+    program = tl.program_id(1)
+    each, tiles, ends, run = schedule(seqlens, batch, pages, tl.num_programs(1), least, KEYS, BATCH)
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     row_there = row < tokens * heads
     token = row // heads
-    seen = length - tokens + token + 1  # keys that a row sees
-    latent_column = tl.arange(0, LATENT)
+    pair = tl.arange(0, PAIRS)
     rotary_column = tl.arange(0, ROTARY)
-    group_column = tl.arange(0, GROUP)
-    q_rows = q + batch * q_batch + token * q_token + (row % heads) * q_head
-    q_rotary = tl.load(
-        q_rows[:, None] + LATENT + rotary_column[None, :], mask=row_there[:, None], other=0.0
-    )
-    if FP8:
-        q0 = tl.load(q_rows[:, None] + group_column[None, :], mask=row_there[:, None], other=0.0)
-        q1 = tl.load(
-            q_rows[:, None] + GROUP + group_column[None, :], mask=row_there[:, None], other=0.0
+    AXIS: tl.constexpr = 1
+    begin, end = sequences(ends, run, program)
+    for sequence in tl.range(begin, end):
+        first, last, all_tiles = share(each, tiles, ends, run, program, sequence)
+        length = tl.minimum(tl.maximum(tl.load(seqlens + sequence), 0), pages * PAGE)
+        seen = length - tokens + token + 1  # keys that a row sees
+        place = tl.full((), 0, tl.int64) + sequence
+        q_rows = (q + place * q_batch + token * q_token + (row % heads) * q_head)[:, None]
+        q_rotary = tl.load(
+            q_rows + LATENT + rotary_column[None, :], mask=row_there[:, None], other=0.0
         )
-        q2 = tl.load(
-            q_rows[:, None] + 2 * GROUP + group_column[None, :], mask=row_there[:, None], other=0.0
-        )
-        q3 = tl.load(
-            q_rows[:, None] + 3 * GROUP + group_column[None, :], mask=row_there[:, None], other=0.0
-        )
-        acc0 = tl.zeros((GROUP, ROWS) if KEYS_FIRST else (ROWS, GROUP), tl.float32)
-        acc1 = tl.zeros((GROUP, ROWS) if KEYS_FIRST else (ROWS, GROUP), tl.float32)
-        acc2 = tl.zeros((GROUP, ROWS) if KEYS_FIRST else (ROWS, GROUP), tl.float32)
-        acc3 = tl.zeros((GROUP, ROWS) if KEYS_FIRST else (ROWS, GROUP), tl.float32)
-    else:
-        q_latent = tl.load(
-            q_rows[:, None] + latent_column[None, :], mask=row_there[:, None], other=0.0
-        )
-        acc = tl.zeros((LATENT, ROWS) if KEYS_FIRST else (ROWS, LATENT), tl.float32)
+        q_pairs = q_rows + 2 * pair[None, :]
+        q0_even = tl.load(q_pairs + 0, mask=row_there[:, None], other=0.0)
+        q0_odd = tl.load(q_pairs + 1, mask=row_there[:, None], other=0.0)
+        q1_even = tl.load(q_pairs + 128, mask=row_there[:, None], other=0.0)
+        q1_odd = tl.load(q_pairs + 129, mask=row_there[:, None], other=0.0)
+        q2_even = tl.load(q_pairs + 256, mask=row_there[:, None], other=0.0)
+        q2_odd = tl.load(q_pairs + 257, mask=row_there[:, None], other=0.0)
+        q3_even = tl.load(q_pairs + 384, mask=row_there[:, None], other=0.0)
+        q3_odd = tl.load(q_pairs + 385, mask=row_there[:, None], other=0.0)
+        acc0_even = tl.zeros((ROWS, PAIRS), tl.float32)
+        acc0_odd = tl.zeros((ROWS, PAIRS), tl.float32)
+        acc1_even = tl.zeros((ROWS, PAIRS), tl.float32)
+        acc1_odd = tl.zeros((ROWS, PAIRS), tl.float32)
+        acc2_even = tl.zeros((ROWS, PAIRS), tl.float32)
+        acc2_odd = tl.zeros((ROWS, PAIRS), tl.float32)
+        acc3_even = tl.zeros((ROWS, PAIRS), tl.float32)
+        acc3_odd = tl.zeros((ROWS, PAIRS), tl.float32)
+        maximum = tl.full((ROWS,), float("-inf"), tl.float32)
+        total = tl.zeros((ROWS,), tl.float32)
+        table = block_table + place * table_batch
+        page = page_id(table, first, pages, page_limit, KEYS)
+        for tile in tl.range(first, last, num_stages=STAGES):
+            key = tile * KEYS + tl.arange(0, KEYS)
+            there = (key < length)[:, None]  # rows beyond the length may hold NaN
+            in_page = key % PAGE
+            row_start = page * page_16 + in_page * row_16
+            rotary_rows = (rotary + row_start * 8)[:, None]
+            k_rotary = tl.load(rotary_rows + rotary_column[None, :], mask=there, other=0.0)
+            rows = (cache + row_start * 8)[:, None] + pair[None, :]
+            scale_row = scales + row_start * 4
+            s0 = tl.load(scale_row + 0, mask=key < length, other=0.0)
+            x0 = tl.load(rows + 0, mask=there, other=0)
+            s1 = tl.load(scale_row + 1, mask=key < length, other=0.0)
+            x1 = tl.load(rows + 64, mask=there, other=0)
+            s2 = tl.load(scale_row + 2, mask=key < length, other=0.0)
+            x2 = tl.load(rows + 128, mask=there, other=0)
+            s3 = tl.load(scale_row + 3, mask=key < length, other=0.0)
+            x3 = tl.load(rows + 192, mask=there, other=0)
+            page = page_id(table, tile + 1, pages, page_limit, KEYS)
 
-    maximum = tl.full((ROWS,), float("-inf"), tl.float32)
-    total = tl.zeros((ROWS,), tl.float32)
-    table = block_table + batch * table_batch
-    key_row = tl.arange(0, KEYS)
-    page = page_id(table, first, pages, page_limit, KEYS)
+            scores = scored(q_rotary, k_rotary, None, False, INTERPRETED)
+            even0, odd0 = e4m3_pairs(x0, PACKED)
+            part = scored(q0_even, even0, None, False, INTERPRETED)
+            part = scored(q0_odd, odd0, part, False, INTERPRETED)
+            scores += part * s0[None, :]
+            even1, odd1 = e4m3_pairs(x1, PACKED)
+            part = scored(q1_even, even1, None, False, INTERPRETED)
+            part = scored(q1_odd, odd1, part, False, INTERPRETED)
+            scores += part * s1[None, :]
+            even2, odd2 = e4m3_pairs(x2, PACKED)
+            part = scored(q2_even, even2, None, False, INTERPRETED)
+            part = scored(q2_odd, odd2, part, False, INTERPRETED)
+            scores += part * s2[None, :]
+            even3, odd3 = e4m3_pairs(x3, PACKED)
+            part = scored(q3_even, even3, None, False, INTERPRETED)
+            part = scored(q3_odd, odd3, part, False, INTERPRETED)
+            scores += part * s3[None, :]
+            visible = tl.expand_dims(key, 1 - AXIS) < tl.expand_dims(seen, AXIS)
+            weights, rescale, maximum, total = softmax_step(
+                scores, visible, maximum, total, scale_log2, AXIS
+            )
+            scaled = weights * s0[None, :]
+            acc0_even = summed(scaled, even0, acc0_even * rescale, False, INTERPRETED)
+            acc0_odd = summed(scaled, odd0, acc0_odd * rescale, False, INTERPRETED)
+            scaled = weights * s1[None, :]
+            acc1_even = summed(scaled, even1, acc1_even * rescale, False, INTERPRETED)
+            acc1_odd = summed(scaled, odd1, acc1_odd * rescale, False, INTERPRETED)
+            scaled = weights * s2[None, :]
+            acc2_even = summed(scaled, even2, acc2_even * rescale, False, INTERPRETED)
+            acc2_odd = summed(scaled, odd2, acc2_odd * rescale, False, INTERPRETED)
+            scaled = weights * s3[None, :]
+            acc3_even = summed(scaled, even3, acc3_even * rescale, False, INTERPRETED)
+            acc3_odd = summed(scaled, odd3, acc3_odd * rescale, False, INTERPRETED)
 
-    for tile in tl.range(first, last, num_stages=STAGES):
-        key = tile * KEYS + key_row
-        key_there = (key < length)[:, None]
-        in_page = key % PAGE
-        rotary_rows = rotary + page * rotary_page + in_page * rotary_row
-        latent_rows = cache + page * cache_page + in_page * cache_row
-        k_rotary = tl.load(rotary_rows[:, None] + rotary_column[None, :], mask=key_there, other=0.0)
-        if FP8:
-            scale_rows = scales + page * scales_page + in_page * scales_row
-            s0 = tl.load(scale_rows, mask=key < length, other=0.0)
-            s1 = tl.load(scale_rows + 1, mask=key < length, other=0.0)
-            s2 = tl.load(scale_rows + 2, mask=key < length, other=0.0)
-            s3 = tl.load(scale_rows + 3, mask=key < length, other=0.0)
-            b0 = tl.load(latent_rows[:, None] + group_column[None, :], mask=key_there, other=0)
-            b1 = tl.load(
-                latent_rows[:, None] + GROUP + group_column[None, :], mask=key_there, other=0
-            )
-            b2 = tl.load(
-                latent_rows[:, None] + 2 * GROUP + group_column[None, :], mask=key_there, other=0
-            )
-            b3 = tl.load(
-                latent_rows[:, None] + 3 * GROUP + group_column[None, :], mask=key_there, other=0
-            )
-            if PACKED:
-                k0 = e4m3_to_bf16_packed(b0)
-                k1 = e4m3_to_bf16_packed(b1)
-                k2 = e4m3_to_bf16_packed(b2)
-                k3 = e4m3_to_bf16_packed(b3)
-            else:
-                k0 = e4m3_to_bf16(b0)
-                k1 = e4m3_to_bf16(b1)
-                k2 = e4m3_to_bf16(b2)
-                k3 = e4m3_to_bf16(b3)
-            # A token's scale is one number for 128 columns: it multiplies the products' result,
-            # not each element, and on the way back the weights.
-            if KEYS_FIRST:
-                scores = product(k_rotary, q_rotary.T, None, INTERPRETED)
-                scores += product(k0, q0.T, None, INTERPRETED) * s0[:, None]
-                scores += product(k1, q1.T, None, INTERPRETED) * s1[:, None]
-                scores += product(k2, q2.T, None, INTERPRETED) * s2[:, None]
-                scores += product(k3, q3.T, None, INTERPRETED) * s3[:, None]
-            else:
-                scores = product(q_rotary, k_rotary.T, None, INTERPRETED)
-                scores += product(q0, k0.T, None, INTERPRETED) * s0[None, :]
-                scores += product(q1, k1.T, None, INTERPRETED) * s1[None, :]
-                scores += product(q2, k2.T, None, INTERPRETED) * s2[None, :]
-                scores += product(q3, k3.T, None, INTERPRETED) * s3[None, :]
-        else:
-            k_latent = tl.load(
-                latent_rows[:, None] + latent_column[None, :], mask=key_there, other=0.0
-            )
-            if KEYS_FIRST:
-                scores = product(k_rotary, q_rotary.T, None, INTERPRETED)
-                scores = product(k_latent, q_latent.T, scores, INTERPRETED)
-            else:
-                scores = product(q_rotary, k_rotary.T, None, INTERPRETED)
-                scores = product(q_latent, k_latent.T, scores, INTERPRETED)
-        page = page_id(table, tile + 1, pages, page_limit, KEYS)
-
-        visible = tl.expand_dims(key, 1 - AXIS) < tl.expand_dims(seen, AXIS)
-        scores = tl.where(visible, scores * scale_log2, float("-inf"))
-        raised = tl.maximum(maximum, tl.max(scores, AXIS))
-        base = tl.where(raised == float("-inf"), 0.0, raised)  # a row that has seen no key yet
-        weights = tl.exp2(scores - tl.expand_dims(base, AXIS))
-        rescale = tl.exp2(maximum - base)
-        total = total * rescale + tl.sum(weights, AXIS)
-        maximum = raised
-        rescale = tl.expand_dims(rescale, AXIS)
-        if FP8:
-            if KEYS_FIRST:
-                acc0 = product(
-                    k0.T,
-                    narrowed(weights * s0[:, None], tl.bfloat16, INTERPRETED),
-                    acc0 * rescale,
-                    INTERPRETED,
-                )
-                acc1 = product(
-                    k1.T,
-                    narrowed(weights * s1[:, None], tl.bfloat16, INTERPRETED),
-                    acc1 * rescale,
-                    INTERPRETED,
-                )
-                acc2 = product(
-                    k2.T,
-                    narrowed(weights * s2[:, None], tl.bfloat16, INTERPRETED),
-                    acc2 * rescale,
-                    INTERPRETED,
-                )
-                acc3 = product(
-                    k3.T,
-                    narrowed(weights * s3[:, None], tl.bfloat16, INTERPRETED),
-                    acc3 * rescale,
-                    INTERPRETED,
-                )
-            else:
-                acc0 = product(
-                    narrowed(weights * s0[None, :], tl.bfloat16, INTERPRETED),
-                    k0,
-                    acc0 * rescale,
-                    INTERPRETED,
-                )
-                acc1 = product(
-                    narrowed(weights * s1[None, :], tl.bfloat16, INTERPRETED),
-                    k1,
-                    acc1 * rescale,
-                    INTERPRETED,
-                )
-                acc2 = product(
-                    narrowed(weights * s2[None, :], tl.bfloat16, INTERPRETED),
-                    k2,
-                    acc2 * rescale,
-                    INTERPRETED,
-                )
-                acc3 = product(
-                    narrowed(weights * s3[None, :], tl.bfloat16, INTERPRETED),
-                    k3,
-                    acc3 * rescale,
-                    INTERPRETED,
-                )
-        else:
-            if KEYS_FIRST:
-                acc = product(
-                    k_latent.T,
-                    narrowed(weights, k_latent.dtype, INTERPRETED),
-                    acc * rescale,
-                    INTERPRETED,
-                )
-            else:
-                acc = product(
-                    narrowed(weights, k_latent.dtype, INTERPRETED),
-                    k_latent,
-                    acc * rescale,
-                    INTERPRETED,
-                )
-
-    if DEPENDENT:
-        tl.extra.cuda.gdc_launch_dependents()
-    inverse = tl.expand_dims(tl.where(total > 0.0, 1.0 / total, 0.0), AXIS)
-    place = out + batch * out_batch + split * out_split
-    rows = tl.expand_dims(place + row.to(tl.int64) * out_row, AXIS)
-    there = tl.expand_dims(row_there, AXIS)
-    if PARTIAL:
-        tl.store(
-            lse + batch * lse_batch + split * lse_split + row,
-            maximum + tl.log2(total),
-            mask=row_there,
-        )
-        there = there & (last > first)
-    if FP8:
-        column = tl.expand_dims(group_column, 1 - AXIS)
-        tl.store(
-            rows + column, narrowed(acc0 * inverse, out.dtype.element_ty, INTERPRETED), mask=there
-        )
-        tl.store(
-            rows + GROUP + column,
-            narrowed(acc1 * inverse, out.dtype.element_ty, INTERPRETED),
-            mask=there,
-        )
-        tl.store(
-            rows + 2 * GROUP + column,
-            narrowed(acc2 * inverse, out.dtype.element_ty, INTERPRETED),
-            mask=there,
-        )
-        tl.store(
-            rows + 3 * GROUP + column,
-            narrowed(acc3 * inverse, out.dtype.element_ty, INTERPRETED),
-            mask=there,
-        )
-    else:
-        column = tl.expand_dims(latent_column, 1 - AXIS)
-        tl.store(
-            rows + column, narrowed(acc * inverse, out.dtype.element_ty, INTERPRETED), mask=there
-        )
+        inverse = tl.expand_dims(tl.where(total > 0.0, 1.0 / total, 0.0), AXIS)
+        there = tl.expand_dims(row_there, AXIS)
+        all_rows = tokens * heads
+        if (first == 0) & (last == all_tiles):
+            if last > first:
+                out_rows = out + (place * all_rows + row) * out_row
+                out_rows = tl.expand_dims(out_rows, AXIS)
+                out_rows += 2 * pair[None, :]
+                result = narrowed(acc0_even * inverse, out.dtype.element_ty, INTERPRETED)
+                tl.store(out_rows + 0, result, mask=there)
+                result = narrowed(acc0_odd * inverse, out.dtype.element_ty, INTERPRETED)
+                tl.store(out_rows + 1, result, mask=there)
+                result = narrowed(acc1_even * inverse, out.dtype.element_ty, INTERPRETED)
+                tl.store(out_rows + 128, result, mask=there)
+                result = narrowed(acc1_odd * inverse, out.dtype.element_ty, INTERPRETED)
+                tl.store(out_rows + 129, result, mask=there)
+                result = narrowed(acc2_even * inverse, out.dtype.element_ty, INTERPRETED)
+                tl.store(out_rows + 256, result, mask=there)
+                result = narrowed(acc2_odd * inverse, out.dtype.element_ty, INTERPRETED)
+                tl.store(out_rows + 257, result, mask=there)
+                result = narrowed(acc3_even * inverse, out.dtype.element_ty, INTERPRETED)
+                tl.store(out_rows + 384, result, mask=there)
+                result = narrowed(acc3_odd * inverse, out.dtype.element_ty, INTERPRETED)
+                tl.store(out_rows + 385, result, mask=there)
+        elif last > first:
+            # Pairs of a program and a sequence, in the order of tiles: one of the two goes up.
+            slot = (place + program) * all_rows + row
+            tl.store(lse + slot, maximum + tl.log2(total), mask=row_there)
+            out_rows = tl.expand_dims(parts + slot * LATENT, AXIS)
+            out_rows += 2 * pair[None, :]
+            tl.store(out_rows + 0, acc0_even * inverse, mask=there)
+            tl.store(out_rows + 1, acc0_odd * inverse, mask=there)
+            tl.store(out_rows + 128, acc1_even * inverse, mask=there)
+            tl.store(out_rows + 129, acc1_odd * inverse, mask=there)
+            tl.store(out_rows + 256, acc2_even * inverse, mask=there)
+            tl.store(out_rows + 257, acc2_odd * inverse, mask=there)
+            tl.store(out_rows + 384, acc3_even * inverse, mask=there)
+            tl.store(out_rows + 385, acc3_odd * inverse, mask=there)
 
 
 @triton.jit
 def combine(
     parts,
     lse,
+    seqlens,
     out,
-    parts_batch,
-    parts_split,
-    parts_row,
-    lse_batch,
-    lse_split,
-    out_batch,
     out_row,
-    splits,
-    SPLITS: tl.constexpr,
+    batch,
+    rows,
+    pages,
+    programs,
+    least,
+    KEYS: tl.constexpr,
+    BATCH: tl.constexpr,
     CHUNK: tl.constexpr,
     COLUMNS: tl.constexpr,
-    DEPENDENT: tl.constexpr,
     INTERPRETED: tl.constexpr,
 ):
-    """Grid (rows, batch, 512 / COLUMNS): one row's parts, weighted by what each split saw.
+    """Grid (rows, batch, 512 / COLUMNS): one row's parts, weighted by what each program saw.
 
-    The order of the sum is the splits' order, whatever ran first. SPLITS is a power of two that
-    holds them all.
+    The order of the sum is the tiles' order, whatever ran first. A sequence of one program is left
+    as it is, one of none gives zeros.
     """
-    row = tl.program_id(0).to(tl.int64)
-    batch = tl.program_id(1).to(tl.int64)
+    row = tl.program_id(0)
+    sequence = tl.program_id(1)
     column = tl.program_id(2) * COLUMNS + tl.arange(0, COLUMNS)
-    if DEPENDENT:
-        tl.extra.cuda.gdc_wait()
-    every = tl.arange(0, SPLITS)
-    seen = lse + batch * lse_batch + row
-    weight = tl.load(seen + every * lse_split, mask=every < splits, other=float("-inf"))
-    highest = tl.max(weight, 0)
-    highest = tl.where(highest == float("-inf"), 0.0, highest)
-    total = tl.sum(tl.exp2(weight - highest), 0)
-    acc = tl.zeros((COLUMNS,), tl.float32)
-    for start in range(0, splits, CHUNK):
-        split = start + tl.arange(0, CHUNK)
-        share = tl.load(seen + split * lse_split, mask=split < splits, other=float("-inf"))
-        share = tl.exp2(share - highest)
-        # An empty split wrote no part: what lies there must not be read.
-        part = tl.load(
-            parts
-            + batch * parts_batch
-            + row * parts_row
-            + (split * parts_split)[:, None]
-            + column[None, :],
-            mask=(share > 0.0)[:, None],
-            other=0.0,
+    each, tiles, ends, run = schedule(seqlens, batch, pages, programs, least, KEYS, BATCH)
+    last = tl.sum(tl.where(each == sequence, ends, 0), 0)
+    first = last - tl.sum(tl.where(each == sequence, tiles, 0), 0)
+    count = tl.where(last > first, (last - 1) // run - first // run + 1, 0)
+    if count != 1:
+        place = tl.full((), 0, tl.int64) + sequence
+        slot = (place + first // run) * rows + row
+        acc = tl.zeros((COLUMNS,), tl.float32)
+        highest = tl.full((), float("-inf"), tl.float32)
+        total = tl.zeros((), tl.float32)
+        for start in range(0, count, CHUNK):
+            part = start + tl.arange(0, CHUNK)
+            seen = tl.load(lse + slot + part * rows, mask=part < count, other=float("-inf"))
+            raised = tl.maximum(highest, tl.max(seen, 0))
+            base = tl.where(raised == float("-inf"), 0.0, raised)
+            weight = tl.exp2(seen - base)
+            rescale = tl.exp2(highest - base)
+            values = tl.load(
+                parts + (slot + part * rows)[:, None] * LATENT + column[None, :],
+                mask=(part < count)[:, None],
+                other=0.0,
+            )
+            acc = acc * rescale + tl.sum(values * weight[:, None], 0)
+            total = total * rescale + tl.sum(weight, 0)
+            highest = raised
+        acc = tl.where(total > 0.0, acc / total, 0.0)
+        tl.store(
+            out + (place * rows + row) * out_row + column,
+            narrowed(acc, out.dtype.element_ty, INTERPRETED),
         )
-        acc += tl.sum(part * share[:, None], 0)
-    acc = tl.where(total > 0.0, acc / total, 0.0)
-    tl.store(
-        out + batch * out_batch + row * out_row + column,
-        narrowed(acc, out.dtype.element_ty, INTERPRETED),
-    )
 
 
 @triton.jit
@@ -464,70 +531,82 @@ def absorb(
 
 @triton.jit
 def combine_project(
+    attended,
     parts,
     lse,
+    seqlens,
     w_uv,
     out,
-    parts_batch,
-    parts_split,
-    parts_row,
-    lse_batch,
-    lse_split,
     uv_head,
     uv_row,
-    rows,
+    batch,
     tokens,
     heads,
-    splits,
+    pages,
+    programs,
+    least,
+    KEYS: tl.constexpr,
+    BATCH: tl.constexpr,
     ROWS: tl.constexpr,
     CHUNK: tl.constexpr,
-    PARTIAL: tl.constexpr,
     INTERPRETED: tl.constexpr,
 ):
     """Grid (heads, row tiles): ``combine``, then times W_UV[h] transposed -> out [B x T, H, 128].
 
-    Rows as in ``absorb``. Without PARTIAL there is one part, already weighted.
+    Rows as in ``absorb``; ``attended`` [B, T x H, 512] holds the sequences of one program. CHUNK
+    latent columns are combined and projected at a time.
     """
     head = tl.program_id(0)
     row = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
-    row_there = row < rows
-    batch = (row // tokens).to(tl.int64)
-    part_row = (row % tokens) * heads + head
+    row_there = row < batch * tokens
+    sequence = row // tokens
+    each, tiles, ends, run = schedule(seqlens, batch, pages, programs, least, KEYS, BATCH)
+    own = each[None, :] == sequence[:, None]
+    last = tl.sum(tl.where(own, ends[None, :], 0), 1)
+    first = last - tl.sum(tl.where(own, tiles[None, :], 0), 1)
+    count = tl.where(last > first, (last - 1) // run - first // run + 1, 0)
+    whole = (count == 1)[:, None]
+    split_count = tl.where((count > 1) & row_there, count, 0)
+    most = tl.max(split_count, 0)
+    all_rows = tokens * heads
+    own_row = (row % tokens) * heads + head
+    slot = (sequence.to(tl.int64) + first // run) * all_rows + own_row
     value_column = tl.arange(0, VALUE)
     chunk_column = tl.arange(0, CHUNK)
-    part_rows = parts + batch * parts_batch + part_row * parts_row
-    seen = lse + batch * lse_batch + part_row
+
     highest = tl.full((ROWS,), float("-inf"), tl.float32)
-    total = tl.full((ROWS,), 1.0, tl.float32)
-    if PARTIAL:
-        for split in range(splits):
-            share = tl.load(seen + split * lse_split, mask=row_there, other=float("-inf"))
-            highest = tl.maximum(highest, share)
-        highest = tl.where(highest == float("-inf"), 0.0, highest)
-        total = tl.zeros((ROWS,), tl.float32)
-        for split in range(splits):
-            share = tl.load(seen + split * lse_split, mask=row_there, other=float("-inf"))
-            total += tl.exp2(share - highest)
+    for part in range(most):
+        seen = tl.load(lse + slot + part * all_rows, mask=part < split_count, other=float("-inf"))
+        highest = tl.maximum(highest, seen)
+    highest = tl.where(highest == float("-inf"), 0.0, highest)
+    total = tl.zeros((ROWS,), tl.float32)
+    for part in range(most):
+        seen = tl.load(lse + slot + part * all_rows, mask=part < split_count, other=float("-inf"))
+        total += tl.exp2(seen - highest)
     inverse = tl.where(total > 0.0, 1.0 / total, 0.0)
+
     result = tl.zeros((ROWS, VALUE), tl.float32)
+    single = (attended + (sequence.to(tl.int64) * all_rows + own_row) * LATENT)[:, None]
     for start in range(0, LATENT, CHUNK):
         weight = tl.load(
             w_uv + head * uv_head + value_column[:, None] * uv_row + start + chunk_column[None, :]
         )
-        acc = tl.zeros((ROWS, CHUNK), tl.float32)
-        for split in range(splits):
-            there = row_there
-            if PARTIAL:
-                share = tl.load(seen + split * lse_split, mask=row_there, other=float("-inf"))
-                share = tl.exp2(share - highest) * inverse
-                there = share > 0.0  # an empty split wrote no part
-            part = tl.load(
-                part_rows[:, None] + split * parts_split + start + chunk_column[None, :],
-                mask=there[:, None],
+        acc = tl.load(
+            single + start + chunk_column[None, :], mask=whole & row_there[:, None], other=0.0
+        ).to(tl.float32)
+        for part in range(most):
+            here = part < split_count
+            seen = tl.load(lse + slot + part * all_rows, mask=here, other=float("-inf"))
+            values = tl.load(
+                (parts + (slot + part * all_rows) * LATENT)[:, None]
+                + start
+                + chunk_column[None, :],
+                mask=here[:, None],
                 other=0.0,
-            ).to(tl.float32)
-            acc += part * share[:, None] if PARTIAL else part
-        result = product(narrowed(acc, weight.dtype, INTERPRETED), weight.T, result, INTERPRETED)
+            )
+            acc += values * (tl.exp2(seen - highest) * inverse)[:, None]
+        acc = narrowed(acc, weight.dtype, INTERPRETED)
+        result = product(acc, weight.T, result, INTERPRETED)
     tl.store(
         out + ((row.to(tl.int64) * heads + head) * VALUE)[:, None] + value_column[None, :],
         narrowed(result, out.dtype.element_ty, INTERPRETED),

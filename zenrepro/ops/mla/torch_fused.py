@@ -117,16 +117,12 @@ def decode(
     shape = torch_triton.check(absorbed, cache, block_table, cache_seqlens, scale)
     capability, multiprocessors = torch_triton.machine(q.device)
     cut = torch_triton.configuration(capability, tokens * heads, shape.fp8)
-    count = torch_triton.splits(cut, shape, multiprocessors)
+    plan = torch_triton.schedule(cut, shape, multiprocessors)
     absorb(q, w_uk, absorbed)
-    partial = count > 1
-    kind = torch.float32 if partial else q.dtype
-    parts = q.new_empty(batch, count, tokens * heads, LATENT, dtype=kind)
-    lse = q.new_empty(batch, count, tokens * heads, dtype=torch.float32) if partial else None
-    torch_triton.attend(
-        absorbed, cache, block_table, cache_seqlens, shape.scale, cut, count, parts, lse
+    attended = torch_triton.attend(
+        absorbed, cache, block_table, cache_seqlens, shape.scale, cut, plan
     )
-    return project(parts, lse, w_uv, tokens)
+    return project(*attended, w_uv, cache_seqlens, shape.width, cut, plan)
 
 
 def absorb(q: torch.Tensor, w_uk: torch.Tensor, out: torch.Tensor) -> None:
@@ -142,20 +138,24 @@ def absorb(q: torch.Tensor, w_uk: torch.Tensor, out: torch.Tensor) -> None:
 
 
 def project(
-    parts: torch.Tensor, lse: torch.Tensor | None, w_uv: torch.Tensor, tokens: int
+    attended: torch.Tensor,
+    parts: torch.Tensor,
+    lse: torch.Tensor,
+    w_uv: torch.Tensor,
+    cache_seqlens: torch.Tensor,
+    pages: int,
+    cut: torch_triton.Configuration,
+    plan: torch_triton.Schedule,
 ) -> torch.Tensor:
-    """Parts [B, splits, T x H, 512] and their base-2 lse (None: one, weighted already) times w_uv
-    [H, 128, 512] -> [B, T, H, 128] in w_uv's dtype."""
+    """``torch_triton.attend`` combined and times w_uv [H, 128, 512] -> [B, T, H, 128]."""
     kernels = device_code.triton_module("mla_decode")
-    batch, count, rows, _ = parts.shape
-    heads = rows // tokens
+    batch, tokens, heads, _ = attended.shape
     out = w_uv.new_empty(batch, tokens, heads, VALUE)
-    tile = 16
-    kernels.combine_project[(heads, -(-batch * tokens // tile))](
-        parts, parts if lse is None else lse, w_uv, out, *parts.stride()[:3],
-        *((0, 0) if lse is None else lse.stride()[:2]), *w_uv.stride()[:2],
-        batch * tokens, tokens, heads, count,
-        ROWS=tile, CHUNK=128, PARTIAL=lse is not None,
+    rows = 16
+    kernels.combine_project[(heads, -(-batch * tokens // rows))](
+        attended, parts, lse, cache_seqlens, w_uv, out, *w_uv.stride()[:2], batch, tokens, heads,
+        pages, plan.programs, plan.least,
+        KEYS=cut.keys, BATCH=torch_triton.power_of_two(batch), ROWS=rows, CHUNK=128,
         INTERPRETED=torch_triton.interpreted(), num_warps=4,
     )  # fmt: skip
     return out

@@ -10,14 +10,15 @@ import torch
 
 from zenrepro.ops import device_code
 from zenrepro.ops.mla import arguments
-from zenrepro.ops.mla.sizes import FP8_ROW_BYTES, LATENT, PAGE
+from zenrepro.ops.mla.sizes import FP8_ROW_BYTES, LATENT, PAGE, SCALES
 
 LOG2_E = math.log2(math.e)
 
 
 class Configuration(NamedTuple):
     """How the kernel is cut: query rows and keys a tile, order of the products, warps, stages of
-    loads in flight, and how many programs share a multiprocessor."""
+    the loads (two of them are one buffer in flight with ``mma``, two with ``wgmma``), programs that
+    share a multiprocessor, and the register limit that this needs, if any."""
 
     rows: int
     keys: int
@@ -25,37 +26,52 @@ class Configuration(NamedTuple):
     warps: int
     stages: int
     programs: int
+    registers: int | None = None
 
+
+class Schedule(NamedTuple):
+    """How a batch's tiles are dealt out: ``programs`` for each tile of rows, runs of ``least``
+    tiles or more."""
+
+    programs: int
+    least: int
+
+
+Table = dict[bool, tuple[tuple[int, Configuration], ...]]
 
 # By compute capability, then whether the cache is FP8: (most query rows of a sequence, how to cut),
-# smallest first; the last serves all. What limits them: shared memory of a block (163 KB on sm_80
-# and sm_87, 99 KB on sm_86, sm_89 and sm_120, 227 KB on sm_90) and 64 K registers.
-SMALL_SHARED: dict[bool, tuple[tuple[int, Configuration], ...]] = {
+# smallest first; the last serves all. Chosen by what the compiler answers, not by measurement:
+# shared memory of a block (163 KB on sm_80 and sm_87, 99 KB on sm_86, sm_89 and sm_120, 227 KB on
+# sm_90), 64 K registers a multiprocessor, no spills inside the loop, and loads that go on while a
+# tile is computed (by buffers, or by a second program).
+AMPERE: Table = {
     False: (
-        (16, Configuration(16, 32, False, 8, 2, 1)),
-        (0, Configuration(32, 32, False, 8, 2, 1)),
-    ),
-    True: ((16, Configuration(16, 32, False, 8, 2, 1)), (0, Configuration(32, 32, False, 8, 2, 1))),
-}
-AMPERE: dict[bool, tuple[tuple[int, Configuration], ...]] = {
-    False: (
-        (16, Configuration(16, 32, False, 4, 3, 1)),
+        (16, Configuration(16, 32, False, 8, 4, 1)),
         (0, Configuration(32, 32, False, 8, 3, 1)),
     ),
-    True: ((16, Configuration(16, 32, False, 8, 3, 1)), (0, Configuration(32, 32, False, 8, 3, 1))),
+    True: ((16, Configuration(16, 32, False, 4, 2, 2)), (0, Configuration(32, 32, False, 8, 3, 1))),
 }
-HOPPER: dict[bool, tuple[tuple[int, Configuration], ...]] = {
+SMALL_SHARED: Table = {
     False: (
-        (16, Configuration(16, 32, False, 4, 4, 1)),
+        (16, Configuration(16, 32, False, 8, 3, 1)),
+        (0, Configuration(32, 32, False, 8, 2, 1)),
+    ),
+    True: ((16, Configuration(16, 32, False, 4, 2, 2)), (0, Configuration(32, 32, False, 8, 3, 1))),
+}
+HOPPER: Table = {
+    False: (
+        (16, Configuration(16, 64, False, 4, 2, 2)),
+        (32, Configuration(32, 64, False, 8, 2, 2, 128)),
         (0, Configuration(64, 64, False, 8, 2, 1)),
     ),
-    True: ((16, Configuration(16, 32, False, 8, 3, 1)), (0, Configuration(32, 32, False, 8, 3, 1))),
+    True: ((16, Configuration(16, 64, False, 4, 2, 2)), (0, Configuration(32, 64, False, 8, 2, 1))),
 }
-CONFIGURATIONS: dict[tuple[int, int], dict[bool, tuple[tuple[int, Configuration], ...]]] = {
+CONFIGURATIONS: dict[tuple[int, int], Table] = {
     (8, 0): AMPERE, (8, 6): SMALL_SHARED, (8, 7): AMPERE, (8, 9): SMALL_SHARED, (9, 0): HOPPER,
     (10, 0): AMPERE, (10, 3): AMPERE, (12, 0): SMALL_SHARED, (12, 1): SMALL_SHARED,
 }  # fmt: skip
-INTERPRETER_MULTIPROCESSORS = 4  # a small machine, so that small sequences are split too
+LEAST_TILES = 2  # of a program's run: below, its part costs as much as its tiles
+INTERPRETER_MULTIPROCESSORS = 4  # a small machine, so that small sequences are cut too
 
 
 def decode(
@@ -75,8 +91,8 @@ def decode(
     shape = check(q, cache, block_table, cache_seqlens, scale)
     capability, multiprocessors = machine(q.device)
     cut = configuration(capability, shape.query_len * shape.heads, shape.fp8)
-    count = splits(cut, shape, multiprocessors)
-    return launch(q, cache, block_table, cache_seqlens, shape.scale, cut, count)
+    plan = schedule(cut, shape, multiprocessors)
+    return launch(q, cache, block_table, cache_seqlens, shape.scale, cut, plan)
 
 
 def check(
@@ -131,28 +147,13 @@ def configuration(capability: tuple[int, int], rows: int, fp8: bool) -> Configur
     return next((cut for most, cut in table if rows <= most), table[-1][1])
 
 
-def splits(cut: Configuration, shape: arguments.Decode, multiprocessors: int) -> int:
-    """Into how many parts each sequence is cut, from what the host knows: the table's width."""
-    jobs = shape.batch * -(-shape.query_len * shape.heads // cut.rows)
-    return split_count(jobs, -(-shape.width * PAGE // cut.keys), multiprocessors * cut.programs)
-
-
-@functools.lru_cache(maxsize=1024)
-def split_count(jobs: int, tiles: int, slots: int) -> int:
-    """The count that ends first: ``jobs`` sequences of ``tiles`` tiles on ``slots`` programs at a
-    time. A split costs SETUP tiles of its own and, once there are two, a part to combine."""
-    best, best_cost = 1, math.inf
-    for count in range(1, min(tiles, max(1, 2 * slots // jobs)) + 1):
-        rounds = -(-jobs * count // slots)
-        cost = rounds * (-(-tiles // count) + SETUP)
-        cost += (COMBINE + COMBINE_PART * jobs * count / slots) if count > 1 else 0.0
-        if cost < best_cost:
-            best, best_cost = count, cost
-    return best
-
-
-# In units of one tile's time: filling the pipeline, starting the combination, a part's traffic.
-SETUP, COMBINE, COMBINE_PART = 1.0, 2.0, 0.5
+def schedule(cut: Configuration, shape: arguments.Decode, multiprocessors: int) -> Schedule:
+    """As many programs as run at a time, fewer where the tables' width leaves them no run. The
+    runs themselves follow from the lengths, on the device."""
+    tiles = shape.batch * -(-shape.width * PAGE // cut.keys)
+    row_tiles = -(-shape.query_len * shape.heads // cut.rows)
+    slots = max(1, multiprocessors * cut.programs // row_tiles)
+    return Schedule(min(slots, -(-tiles // LEAST_TILES)), LEAST_TILES)
 
 
 def launch(
@@ -162,18 +163,11 @@ def launch(
     cache_seqlens: torch.Tensor,
     scale: float,
     cut: Configuration,
-    count: int,
+    plan: Schedule,
 ) -> torch.Tensor:
-    """The kernels on checked arguments: ``count`` splits, combined where there are two or more."""
-    batch, tokens, heads, _ = q.shape
-    out = q.new_empty(batch, tokens, heads, LATENT)
-    if count == 1:
-        attend(q, cache, block_table, cache_seqlens, scale, cut, 1, out.view(batch, 1, -1, LATENT))
-        return out
-    parts = q.new_empty(batch, count, tokens * heads, LATENT, dtype=torch.float32)
-    lse = q.new_empty(batch, count, tokens * heads, dtype=torch.float32)
-    attend(q, cache, block_table, cache_seqlens, scale, cut, count, parts, lse)
-    combine(parts, lse, out.view(batch, -1, LATENT))
+    """Both kernels on checked arguments."""
+    out, parts, lse = attend(q, cache, block_table, cache_seqlens, scale, cut, plan)
+    combine(parts, lse, cache_seqlens, out, block_table.shape[1], cut, plan)
     return out
 
 
@@ -184,46 +178,71 @@ def attend(
     cache_seqlens: torch.Tensor,
     scale: float,
     cut: Configuration,
-    count: int,
-    parts: torch.Tensor,
-    lse: torch.Tensor | None = None,
-) -> None:
-    """Write ``parts`` [B, count, T x H, 512]; with ``lse`` they are fp32 parts of a sequence."""
+    plan: Schedule,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The first kernel: out [B, T, H, 512], written where one program walked a sequence alone;
+    fp32 parts [slots, T x H, 512] of the others and lse [slots, T x H], base 2."""
     kernels = device_code.triton_module("mla_decode")
     batch, tokens, heads, _ = q.shape
-    fp8 = cache.dtype == torch.uint8
-    latent, rotary, scales = pieces(cache)
-    kernels.decode[(-(-tokens * heads // cut.rows), count, batch)](
-        q, latent, rotary, scales, block_table, cache_seqlens,
-        parts, parts if lse is None else lse,
-        q.stride(0), q.stride(1), q.stride(2),
-        latent.stride(0), latent.stride(1), rotary.stride(0), rotary.stride(1),
-        scales.stride(0), scales.stride(1), block_table.stride(0),
-        parts.stride(0), parts.stride(1), parts.stride(2),
-        *((0, 0) if lse is None else lse.stride()[:2]),
-        block_table.shape[1], cache.shape[0], tokens, heads, count, scale * LOG2_E,
-        ROWS=cut.rows, KEYS=cut.keys, KEYS_FIRST=cut.keys_first,
-        FP8=fp8, PACKED=fp8 and not interpreted(), PARTIAL=lse is not None,
-        STAGES=cut.stages, DEPENDENT=False, INTERPRETED=interpreted(), num_warps=cut.warps,
+    rows = tokens * heads
+    out = q.new_empty(batch, tokens, heads, LATENT)
+    slots = plan.programs + batch - 1
+    parts = q.new_empty(slots, rows, LATENT, dtype=torch.float32)
+    lse = q.new_empty(slots, rows, dtype=torch.float32)
+    grid = (-(-rows // cut.rows), plan.programs)
+    sizes = (
+        block_table.stride(0), LATENT, batch, block_table.shape[1], cache.shape[0], tokens, heads,
+        plan.least, scale * LOG2_E,
     )  # fmt: skip
+    constants = {
+        "ROWS": cut.rows, "KEYS": cut.keys, "STAGES": cut.stages, "BATCH": power_of_two(batch),
+        "INTERPRETED": interpreted(), "num_warps": cut.warps,
+    }  # fmt: skip
+    if cut.registers is not None and not interpreted():
+        constants["maxnreg"] = cut.registers
+    results = (block_table, cache_seqlens, out, parts, lse)
+    if cache.dtype != torch.uint8:
+        kernels.decode[grid](
+            q, cache, *results, *q.stride()[:3], *cache.stride()[:2], *sizes, **constants,
+            KEYS_FIRST=cut.keys_first,
+        )  # fmt: skip
+    else:
+        kernels.decode_fp8[grid](
+            q, *pieces(cache), *results, *q.stride()[:3],
+            cache.stride(0) // 16, cache.stride(1) // 16, *sizes, **constants,
+            PACKED=not interpreted(),
+        )  # fmt: skip
+    return out, parts, lse
 
 
 def pieces(cache: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Views of the cache's latent, rotary part and scales (the latent again where it has none)."""
-    if cache.dtype != torch.uint8:
-        return cache, cache[:, :, LATENT:], cache
-    latent, scales = cache[:, :, :LATENT], cache[:, :, LATENT : LATENT + 16]
-    rotary = cache[:, :, LATENT + 16 : FP8_ROW_BYTES]
-    return latent, rotary.view(torch.bfloat16), scales.view(torch.float32)
+    """Views of an FP8 cache: pairs of latent numbers, rotary part, scales."""
+    latent, scales = cache[:, :, :LATENT], cache[:, :, LATENT : LATENT + 4 * SCALES]
+    rotary = cache[:, :, LATENT + 4 * SCALES : FP8_ROW_BYTES]
+    return latent.view(torch.uint16), rotary.view(torch.bfloat16), scales.view(torch.float32)
 
 
-def combine(parts: torch.Tensor, lse: torch.Tensor, out: torch.Tensor) -> None:
-    """Parts fp32 [B, splits, R, 512] and their base-2 lse [B, splits, R] -> out [B, R, 512]."""
+def combine(
+    parts: torch.Tensor,
+    lse: torch.Tensor,
+    cache_seqlens: torch.Tensor,
+    out: torch.Tensor,
+    pages: int,
+    cut: Configuration,
+    plan: Schedule,
+) -> None:
+    """Parts and lse of ``attend`` -> the sequences of ``out`` that it did not write."""
     kernels = device_code.triton_module("mla_decode")
-    batch, count, rows, _ = parts.shape
-    columns = 512 if batch * rows >= 1024 else 128
+    batch, tokens, heads, _ = out.shape
+    rows = tokens * heads
+    columns = LATENT if batch * rows >= 1024 else 128
     kernels.combine[(rows, batch, LATENT // columns)](
-        parts, lse, out, *parts.stride()[:3], *lse.stride()[:2], *out.stride()[:2], count,
-        SPLITS=max(2, 1 << (count - 1).bit_length()), CHUNK=8 if columns == 512 else 16,
-        COLUMNS=columns, DEPENDENT=False, INTERPRETED=interpreted(), num_warps=4,
+        parts, lse, cache_seqlens, out, LATENT, batch, rows, pages, plan.programs, plan.least,
+        KEYS=cut.keys, BATCH=power_of_two(batch), CHUNK=4 if columns == LATENT else 16,
+        COLUMNS=columns, INTERPRETED=interpreted(), num_warps=4,
     )  # fmt: skip
+
+
+def power_of_two(count: int) -> int:
+    """The least that is not below ``count``, 2 at the least."""
+    return max(2, 1 << (count - 1).bit_length())
