@@ -53,7 +53,8 @@ def append(cache: jax.Array, rows: jax.Array, slots: jax.Array) -> jax.Array:
 
 
 def quantise(rows: jax.Array) -> jax.Array:
-    """Rows [..., 576] -> uint8 [..., 656], as ``cache.quantise``."""
+    """Rows [..., 576] -> uint8 [..., 656], as ``cache.quantise`` but for the last bit of a scale,
+    where XLA divides by multiplying with the reciprocal."""
     import jax
     import jax.numpy as jnp
 
