@@ -80,7 +80,10 @@ _INT = (
     "page_size", "tokens", "experts", "top_k", "hidden", "intermediate", "m", "n", "k",
     "group_size", "gamma", "chips",
 )  # fmt: skip
+# How unlike the parts of a batch are. Of attention the sequences' lengths, spread evenly from
+# (1 - skew) to (1 + skew) times their mean (``counts.ragged_lengths``); of experts their loads.
 _FLOAT = ("skew",)
+RAGGED_OPS = ("attention", "mla_prefill", "mla_decode")
 _BOOL = ("causal", "overlap")
 _ENUM: dict[str, tuple[str, ...]] = {
     "op": OPS,
@@ -104,15 +107,22 @@ def canonical(given: Mapping[str, Any], place: str = "conditions") -> Conditions
     """Return the conditions typed, complete and in key order.
 
     Decode tokens are filled in from batch x query_len where both are given and must agree where
-    stated. The dense layout is left out: it is what is meant without one. Raises InputError naming
-    ``place`` and the key for unknown keys, wrong types, unknown values and sizes that are not
-    positive whole numbers.
+    stated. The dense layout and a skew of 0 between lengths are left out: they are what is meant
+    without one. Raises InputError naming ``place`` and the key for unknown keys, wrong types,
+    unknown values and sizes that are not positive whole numbers.
     """
     out: Conditions = {}
     for key in sorted(given):
         out[key] = _typed(key, given[key], place)
     if out.get("layout") == "dense":
         del out["layout"]
+    if "skew" in out and out.get("op") in RAGGED_OPS:
+        if not 0 <= float(out["skew"]) < 1:  # type: ignore[arg-type]
+            raise InputError(
+                f"{place}: skew of lengths wants a number from 0 to below 1, got {out['skew']!r}"
+            )
+        if out["skew"] == 0:
+            del out["skew"]
     if out.get("phase") == "decode" and "batch" in out and "query_len" in out:
         tokens = int(out["batch"]) * int(out["query_len"])  # type: ignore[arg-type]
         if out.setdefault("tokens", tokens) != tokens:

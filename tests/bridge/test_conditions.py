@@ -27,7 +27,7 @@ good = st.fixed_dictionaries(
         "dtype": st.sampled_from(FORMATS), "format": st.sampled_from(FORMATS),
         "seq_len": sizes, "heads": sizes, "chips": sizes,
         "batch": sizes, "query_len": sizes, "causal": st.booleans(), "overlap": st.booleans(),
-        "skew": st.floats(0, 10), "model": texts, "platform": texts,
+        "skew": st.floats(0.1, 0.9), "model": texts, "platform": texts,
         "optimisations": st.lists(texts, max_size=4),
     },
 )  # fmt: skip
@@ -66,6 +66,16 @@ def test_a_layout_is_told_unless_it_is_the_ordinary_one() -> None:
     paged = {"layout": "paged", "page_size": 64}
     assert canonical(paged) == paged
     assert canonical({"layout": "varlen"}) == {"layout": "varlen"}
+
+
+@pytest.mark.parametrize("op", conditions.RAGGED_OPS)
+def test_skew_of_lengths_is_a_part_of_their_mean_and_not_told_where_there_is_none(op: str) -> None:
+    assert canonical({"op": op, "skew": 0.9})["skew"] == 0.9
+    assert canonical({"op": op, "skew": 0}) == {"op": op}
+    for wrong in (1, -0.1, 10.0):
+        with pytest.raises(InputError, match="skew of lengths wants a number from 0 to below 1"):
+            canonical({"op": op, "skew": wrong})
+    assert canonical({"op": "moe_layer", "skew": 10.0})["skew"] == 10.0
 
 
 @pytest.mark.parametrize(
