@@ -6,6 +6,8 @@ libraries answer is tests/device's to say.
 
 from __future__ import annotations
 
+import sys
+import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -43,6 +45,10 @@ VLLM = (
     "int num_splits, bool? pack_gqa, int sm_margin, Tensor? s_aux, int cp_world_size, "
     "int cp_rank, Tensor? cp_tot_seqused_k) -> Tensor[]"
 )
+
+
+def some(*names: str) -> list[Case]:
+    return [case for case in CONTRACT if case.name in names]
 
 
 def fa3(names: list[str], record: list[dict[str, Any]]) -> Callable[..., Any]:
@@ -101,11 +107,7 @@ def recorded(
 
 @pytest.mark.parametrize(
     "case",
-    [
-        case
-        for case in CONTRACT
-        if case.name in ("unequal", "chunk", "verify", "varlen_masked", "paged_64", "paged_verify")
-    ],
+    some("unequal", "chunk", "verify", "varlen_masked", "paged_64", "paged_verify"),
     ids=lambda case: case.name,
 )
 def test_fa3_gets_each_layout_s_arguments(recorded: list[dict[str, Any]], case: Case) -> None:
@@ -137,6 +139,131 @@ def test_fa3_refuses_in_its_own_first_line(recorded: list[dict[str, Any]]) -> No
         fa3_library.forward(q, q, q, scale=1.0, causal=True, block_size=16)
     with pytest.raises(UnsupportedError, match="no operator get_scheduler_metadata"):
         fa3_library.scheduler_metadata(batch_size=1)
+
+
+def plainly(monkeypatch: pytest.MonkeyPatch, name: str, **functions: Any) -> None:
+    """An installed package of this name that holds these."""
+    module = types.ModuleType(name)
+    for key, function in functions.items():
+        setattr(module, key, function)
+    monkeypatch.setitem(sys.modules, name.partition(".")[0], types.ModuleType(name))
+    monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.setattr(arguments, "check_served", lambda *given, **more: None)
+
+
+@pytest.mark.parametrize(
+    "case", some("unequal", "verify", "varlen_masked", "paged_verify"), ids=lambda case: case.name
+)
+def test_fa4_gets_each_layout_s_arguments(monkeypatch: pytest.MonkeyPatch, case: Case) -> None:
+    from zenrepro.ops.attention import torch_naive
+
+    def dense(q: Any, k: Any, v: Any, *, softmax_scale: float, causal: bool) -> Any:
+        return torch_naive.attention(q, k, v, scale=softmax_scale, causal=causal), None
+
+    def other(q: Any, k: Any, v: Any, *, softmax_scale: float, causal: bool, **more: Any) -> Any:
+        given = {"scale": softmax_scale, "causal": causal}
+        if "page_table" in more:
+            table, lengths = more.pop("page_table"), more.pop("seqused_k")
+            given |= {"block_table": table, "cache_seqlens": lengths}
+            assert not more
+            return torch_naive.attention_paged(q, k, v, **given)
+        return torch_naive.attention_varlen(q, k, v, **given, **more)
+
+    plainly(monkeypatch, "flash_attn.cute", flash_attn_func=dense, flash_attn_varlen_func=other)
+    drawn = Problem(backends.open("torch", "cpu"), case, "bf16", seed=0)
+    verdict = drawn.judge(drawn.call(ROWS["torch.fa4"]))
+    assert verdict.passed, verdict.reason
+
+
+def test_fa4_refuses_by_an_assertion(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*given: Any, **more: Any) -> Any:
+        raise AssertionError
+
+    plainly(monkeypatch, "flash_attn.cute", flash_attn_func=refuse)
+    q = torch.zeros(1, 4, 2, 64, dtype=torch.bfloat16)
+    with pytest.raises(UnsupportedError, match="AssertionError without a word"):
+        ROWS["torch.fa4"].load()(q, q, q, causal=True)
+
+
+class Ragged:
+    """FlashInfer's wrapper for sequences one after the other, by the plain loop."""
+
+    def __init__(self, workspace: Any) -> None:
+        assert workspace.dtype == torch.uint8
+
+    def plan(self, starts: Any, begins: Any, heads: int, kv_heads: int, wide: int, **more: Any):
+        assert more["q_data_type"] == more["kv_data_type"] == torch.bfloat16
+        self.sizes = (heads, kv_heads, wide, more["head_dim_vo"])
+        self.given = {
+            "cu_seqlens_q": starts, "cu_seqlens_k": begins, "causal": more["causal"],
+            "scale": more["sm_scale"], "max_seqlen_q": 10**6, "max_seqlen_k": 10**6,
+        }  # fmt: skip
+
+    def run(self, q: Any, k: Any, v: Any) -> Any:
+        from zenrepro.ops.attention import torch_naive
+
+        assert (q.shape[1], k.shape[1], q.shape[2], v.shape[2]) == self.sizes
+        return torch_naive.attention_varlen(q, k, v, **self.given)
+
+
+class Paged(Ragged):
+    """FlashInfer's wrapper for pages: all sequences' pages in one row."""
+
+    def plan(  # type: ignore[override]
+        self, starts: Any, firsts: Any, pages: Any, last: Any, heads: int, kv_heads: int,
+        wide: int, size: int, **more: Any,
+    ):  # fmt: skip
+        self.firsts, self.pages = firsts.tolist(), pages
+        assert len(pages) == self.firsts[-1]
+        filled = firsts.diff() * size - size + last
+        self.lengths = [
+            int(n) if many else 0 for n, many in zip(filled, firsts.diff(), strict=True)
+        ]
+        begins = torch.tensor([0, *self.lengths]).cumsum(0).int()
+        super().plan(starts, begins, heads, kv_heads, wide, **more)
+
+    def run(self, q: Any, caches: Any) -> Any:  # type: ignore[override]
+        parts: list[list[Any]] = [[], []]
+        for b, length in enumerate(self.lengths):
+            pages = self.pages[self.firsts[b] : self.firsts[b + 1]].long()
+            for part, cache in zip(parts, caches, strict=True):
+                part.append(cache[pages].flatten(0, 1)[:length])
+        return super().run(q, *(torch.cat(part) for part in parts))
+
+
+@pytest.mark.parametrize(
+    "case",
+    some("unequal", "chunk", "varlen_masked", "paged_16", "paged_verify"),
+    ids=lambda case: case.name,
+)
+def test_flashinfer_is_planned_with_each_layout(
+    monkeypatch: pytest.MonkeyPatch, case: Case
+) -> None:
+    from zenrepro.ops.attention import torch_flashinfer
+
+    plainly(
+        monkeypatch, "flashinfer", BatchPrefillWithRaggedKVCacheWrapper=Ragged,
+        BatchPrefillWithPagedKVCacheWrapper=Paged,
+    )  # fmt: skip
+    torch_flashinfer._plan_dense.cache_clear()
+    drawn = Problem(backends.open("torch", "cpu"), case, "bf16", seed=0)
+    verdict = drawn.judge(drawn.call(ROWS["torch.flashinfer"]))
+    torch_flashinfer._plan_dense.cache_clear()
+    assert verdict.passed, verdict.reason
+
+
+@pytest.mark.parametrize(
+    "case", some("full", "chunk", "verify", "odd", "decode_one_key"), ids=lambda case: case.name
+)
+def test_flex_sees_what_the_mask_says(monkeypatch: pytest.MonkeyPatch, case: Case) -> None:
+    from torch.nn.attention.flex_attention import flex_attention
+
+    from zenrepro.ops.attention import torch_flex
+
+    monkeypatch.setattr(torch_flex, "_compiled", lambda: flex_attention)  # not compiled: slow
+    drawn = Problem(backends.open("torch", "cpu"), case, "fp32", seed=0)
+    verdict = drawn.judge(drawn.call(ROWS["torch.flex"]))
+    assert verdict.passed, verdict.reason
 
 
 def latent(lengths: list[int], heads: int, queries: int, pages: int) -> tuple[Any, Any, Any]:

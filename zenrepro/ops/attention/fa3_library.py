@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zenrepro.ops.entry import UnsupportedError
+from zenrepro.ops.installed import refusals
 
 if TYPE_CHECKING:
     import torch
@@ -59,15 +60,8 @@ def _call(name: str, **given: Any) -> Any:
         raise UnsupportedError(
             f"this build of FlashAttention-3 has no {', '.join(sorted(unknown))}"
         )
-    try:
+    with refusals(RuntimeError, NotImplementedError):
         return operator[0](**{**required, **given})
-    except (RuntimeError, NotImplementedError) as error:
-        if "out of memory" in str(error):
-            raise
-        # Its checks run before any launch, and say what they want in their first line.
-        if "CUDA error" in str(error) or "CUDA driver" in str(error):
-            raise
-        raise UnsupportedError(str(error).partition("\n")[0]) from error
 
 
 @functools.cache

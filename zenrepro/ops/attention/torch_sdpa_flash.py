@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from zenrepro.ops.attention import arguments, torch_sdpa
-from zenrepro.ops.entry import UnsupportedError
+from zenrepro.ops.installed import refusals
 
 if TYPE_CHECKING:
     import torch
@@ -49,16 +49,13 @@ def attention_varlen(
         max_seqlen_k=max_seqlen_k, causal=causal, scale=scale,
     )  # fmt: skip
     if q.is_cuda:
-        try:
-            out: torch.Tensor = torch.ops.aten._flash_attention_forward(
+        with refusals(RuntimeError):
+            result = torch.ops.aten._flash_attention_forward(
                 q, k, v, cu_seqlens_q, cu_seqlens_k, shape.max_query_len, shape.max_cache_len,
                 0.0, causal, False, scale=shape.scale,
-            )[0]  # fmt: skip
-        except RuntimeError as error:
-            if "CUDA error" in str(error) or "out of memory" in str(error):
-                raise
-            raise UnsupportedError(str(error).partition("\n")[0]) from error
-        return out
+            )  # fmt: skip
+        found: torch.Tensor = result[0]
+        return found
     out = q.new_zeros(shape.queries, shape.heads, shape.value_dim)
     starts, begins = cu_seqlens_q.tolist(), cu_seqlens_k.tolist()
     for b in range(shape.batch):

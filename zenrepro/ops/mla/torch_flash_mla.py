@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zenrepro.ops.entry import UnsupportedError
+from zenrepro.ops.installed import refusals
 from zenrepro.ops.mla import arguments
 from zenrepro.ops.mla.sizes import LATENT, PAGE
 
@@ -51,10 +52,12 @@ def decode(
     )
     if not q.is_cuda:
         raise ValueError(f"q: wants a cuda tensor, got one on {q.device}")
-    if not shape.fp8:
-        return _dense()(q, cache, cache_seqlens, block_table, shape.scale)
-    rows = row_numbers(shape.query_len, shape.pages, block_table, cache_seqlens)
-    return _sparse()(q, cache, rows, shape.scale)
+    # Its checks run before it launches anything.
+    with refusals(RuntimeError, NotImplementedError):
+        if not shape.fp8:
+            return _dense()(q, cache, cache_seqlens, block_table, shape.scale)
+        rows = row_numbers(shape.query_len, shape.pages, block_table, cache_seqlens)
+        return _sparse()(q, cache, rows, shape.scale)
 
 
 def row_numbers(
@@ -84,7 +87,7 @@ def _dense() -> Callable[..., torch.Tensor]:
             )
             return out  # type: ignore[no-any-return]
 
-        return _refusing(by_package)
+        return by_package
     import torch
 
     def by_operator(q: Any, cache: Any, lengths: Any, table: Any, scale: float) -> torch.Tensor:
@@ -92,7 +95,7 @@ def _dense() -> Callable[..., torch.Tensor]:
         out = operator(q, cache[:, :, None], LATENT, lengths, table, scale, True, None, None, None)
         return out[0]  # type: ignore[no-any-return]
 
-    return _refusing(by_operator)
+    return by_operator
 
 
 @functools.cache
@@ -108,7 +111,7 @@ def _sparse() -> Callable[..., torch.Tensor]:
             )  # fmt: skip
             return out  # type: ignore[no-any-return]
 
-        return _refusing(by_package)
+        return by_package
     import torch
 
     def by_operator(q: Any, cache: Any, rows: Any, scale: float) -> torch.Tensor:
@@ -116,22 +119,7 @@ def _sparse() -> Callable[..., torch.Tensor]:
         given = (q, cache[:, :, None], rows, None, None, None, None, None, None, None)
         return operator(*given, LATENT, scale, None)[0]  # type: ignore[no-any-return]
 
-    return _refusing(by_operator)
-
-
-def _refusing(call: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
-    """The library's own checks, which run before it launches anything, as UnsupportedError."""
-
-    @functools.wraps(call)
-    def checked(*given: Any) -> torch.Tensor:
-        try:
-            return call(*given)
-        except (RuntimeError, NotImplementedError) as error:
-            if "out of memory" in str(error) or "CUDA" in str(error):
-                raise
-            raise UnsupportedError(str(error).partition("\n")[0]) from error
-
-    return checked
+    return by_operator
 
 
 @functools.cache
