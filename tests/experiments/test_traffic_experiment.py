@@ -166,7 +166,8 @@ def test_a_calls_kernels_are_summed_and_what_it_left_is_counted() -> None:
     assert seen.dram_percent == [(90 * 1 + 10 * 3) / 4]  # by their time
     assert seen.tensor_percent == [40]
     assert seen.peak_bytes == 5
-    assert len(seen.flags) == 2
+    assert seen.kernels[0] == "k 0.0001 MB read, 1e-05 MB written, 1000000.0 µs"
+    assert len(seen.kernels) == 2
     assert "passes a kernel: 1 for memory, 1 for" in str(seen.method)
 
 
@@ -245,6 +246,7 @@ def test_all_cases_are_seen_in_one_run_for_each_set_of_counters(
     by_name = {(r.quantity, r.metric): r for r in results}
     assert set(by_name) == set(traffic.MEASURED)
     assert by_name["traffic", "device"].samples == [337]
+    assert "kernels of the first call: k 0.0001 MB read" in str(by_name["traffic", "device"].method)
     assert by_name["utilisation", "tensor_pipe"].unit == "%"
     assert by_name["memory", "working"].samples == [0.0]
     traffic._measured(watched, shape(128), "bf16")

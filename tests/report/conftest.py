@@ -222,7 +222,7 @@ def _measurements(records: list[Record]) -> list[Any]:
             "claim": claim, "machine": machine, "verdict": verdict, "reason": None,
             "value": None, "low": None, "high": None, "unit": None, "ratio": None,
             "record": None, "relaxed": {}, "n": None,
-            "across": False, "reading": None, "against": (),
+            "across": False, "reading": None, "against": (), "power_of": None,
         }  # fmt: skip
         return SimpleNamespace(**{**base, **given})
 

@@ -198,9 +198,17 @@ def _measured(watch: Watch, case: Case, dtype: str) -> list[Result]:
             for q, m in MEASURED
         ]
     work: Work = counts.attention_of(case.conditions(dtype))
-    of = partial(Result, work=work, method=seen.method, flags=seen.flags)
+    of = partial(Result, work=work, method=seen.method)
+    each = f"{seen.method}; kernels of the first call: {'; '.join(seen.kernels)}"
     made = [
-        of(quantity="traffic", metric="device", unit="B", samples=seen.device_bytes),
+        Result(
+            quantity="traffic",
+            metric="device",
+            unit="B",
+            samples=seen.device_bytes,
+            work=work,
+            method=each,
+        ),
         of(quantity="traffic", metric="l2", unit="B", samples=seen.l2_bytes),
         of(quantity="traffic", metric="multiprocessors", unit="B", samples=seen.arrived_bytes),
         of(quantity="utilisation", metric="dram", unit="%", samples=seen.dram_percent),

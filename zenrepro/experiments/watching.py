@@ -47,7 +47,7 @@ class Seen(msgspec.Struct, frozen=True, kw_only=True):
     tensor_percent: list[float] = []
     peak_bytes: int | None = None
     method: str | None = None
-    flags: list[str] = []
+    kernels: list[str] = []
 
 
 class Watch:
@@ -156,7 +156,7 @@ def seen_of(
         _add(out.dram_percent, _mean(own, counters.DRAM_SHARE))
         _add(out.tensor_percent, _mean(near, counters.TENSOR_PIPE))
         if not repeat:
-            out.flags.extend(_table(own))
+            out.kernels.extend(_table(own))
     return out
 
 
@@ -208,7 +208,7 @@ def _table(kernels: Sequence[Kernel]) -> list[str]:
             for metric in (counters.DRAM_READ, counters.DRAM_WRITTEN, counters.SECONDS)
         )
         lines.append(
-            f"kernel {_short(kernel.name)}: {_mb(read)} read, {_mb(written)} written"
+            f"{_short(kernel.name)} {_mb(read)} read, {_mb(written)} written"
             + (f", {seconds * 1e6:.1f} µs" if seconds is not None else "")
         )
     if len(kernels) > _LISTED:

@@ -12,7 +12,7 @@ import jinja2
 
 from zenrepro.audit import rules
 from zenrepro.errors import InputError
-from zenrepro.report import layout, opening, summary, tables, tex
+from zenrepro.report import caches, layout, opening, summary, tables, tex
 from zenrepro.report.escape import Tex, escape
 from zenrepro.report.evidence import BODY_MACHINES, Evidence
 from zenrepro.report.figures import Figure
@@ -76,6 +76,7 @@ class _Document:
             "other_tables": self._other_tables(),
             "rules": rules.explained(),
             "assumed_bounds": self._assumed_bounds(),
+            "caches": caches.build(evidence),
             "figures": list(self.figures.values()),
             "drawn": {name: bool(figure.file) for name, figure in self.figures.items()},
             "count": Counts(

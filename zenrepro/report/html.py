@@ -11,7 +11,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from zenrepro.report import notebooks, numbers, opening, summary, tables
+from zenrepro.report import caches, notebooks, numbers, opening, summary, tables
 from zenrepro.report.evidence import Evidence
 from zenrepro.report.figures import Figure
 from zenrepro.report.formulas import Formatted
@@ -88,7 +88,9 @@ def write(evidence: Evidence, drawn: Sequence[Figure], folder: Path) -> Path:
         written[name] = text.encode()
 
     page("index.html", "index.html.jinja")
-    page("tables.html", "tables.html.jinja", tables=_tables(evidence))
+    page(
+        "tables.html", "tables.html.jinja", tables=_tables(evidence), caches=caches.build(evidence)
+    )
     page("findings.html", "findings.html.jinja")
     for machine in shared["machines"]:
         entries = [e for e in evidence.records if e.record.machine == machine.name]

@@ -115,7 +115,8 @@ def _length(value: Any) -> float:
     if isinstance(value, Missing):
         return 2.0
     if isinstance(value, Formatted):
-        return float(len(value.text))
+        base, _, power = value.text.partition("^(")  # brackets are for plain text alone
+        return len(base) + 0.7 * max(0, len(power) - 1)
     if isinstance(value, Number):
         text = numbers.text(value, with_unit=False)
         narrow = sum(text.count(c) for c in ",.")

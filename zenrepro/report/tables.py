@@ -326,7 +326,8 @@ def _measured(measurement: Measurement | None, machine: str, words: Words) -> Me
 
 def power(symbol: str, exponent: Number) -> Formatted:
     """A measured growth as the power of a symbol that it is: N^(1.98 ± 0.09)."""
-    mantissa, width, _ = split(exponent)
+    low, high = (None if end is None else round(end, 3) for end in (exponent.low, exponent.high))
+    mantissa, width, _ = split(Number(round(exponent.value, 3), "1", low, high))
     shown = f"({mantissa} ± {width})" if width else mantissa
     signed = mantissa + (rf" \pm {width}" if width else "")
     return Formatted(Tex(rf"\ensuremath{{{escape(symbol)}^{{{signed}}}}}"), f"{symbol}^{shown}")

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 CAPTION = (
     "Bytes that one call of attention moves, by sequence length. Lines are counted: what must move "
     "(solid), and what the algorithm moves if no cache helps (dashed: scores stored; dotted: every "
-    "tile of queries reads all keys). Points are read from hardware counters: filled for device "
-    "memory, hollow for what arrives at the multiprocessors."
+    "tile of queries reads all keys). Points are read from hardware counters, where a machine has "
+    "them: filled for device memory, hollow for what arrives at the multiprocessors."
 )
 # Metrics of traffic, in words.
 WORDS = {
@@ -90,12 +90,13 @@ def collect(evidence: Evidence) -> tuple[Any, str]:
     for name in evidence.body:
         machine = evidence.machine(name)
         panel = panel_of(machine.title, machine.records)
-        if panel["measured"] or (panel["counted"] and not panels):
+        if panel["measured"] or panel["counted"]:
             panels.append(panel)
     measured = [panel for panel in panels if panel["measured"]]
     if not panels:
         return None, "Traffic against length appears here once the experiment traffic has run."
-    return measured or panels, ""
+    # Counting is the same on every machine: one panel shows it until a machine has counters.
+    return measured or [panels[0] | {"title": "counted"}], ""
 
 
 def panel_of(title: str, records: Iterable[Record]) -> dict[str, Any]:
