@@ -62,6 +62,17 @@ DEVICE void registers_claim() {
 DEVICE void barrier_wait(u32 id, u32 threads) {
     asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
+// Waits like barrier_wait, and tells every thread in how many of them the condition held.
+DEVICE u32 barrier_count(u32 id, u32 threads, bool condition) {
+    u32 count;
+    asm volatile(
+        "{\n.reg .pred p;\nsetp.ne.u32 p, %3, 0;\n"
+        "barrier.cta.red.popc.aligned.u32 %0, %1, %2, p;\n}\n"
+        : "=r"(count)
+        : "r"(id), "r"(threads), "r"(static_cast<u32>(condition))
+        : "memory");
+    return count;
+}
 DEVICE void barrier_arrive(u32 id, u32 threads) {
     asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
@@ -143,6 +154,19 @@ DEVICE bool mbarrier_try_wait_cluster(u32 barrier, u32 parity) {
     asm volatile(
         "{\n.reg .pred p;\n"
         "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%1], %2;\n"
+        "selp.u32 %0, 1, 0, p;\n}\n"
+        : "=r"(done)
+        : "r"(barrier), "r"(parity)
+        : "memory");
+    return done != 0;
+}
+
+// The same without waiting at all.
+DEVICE bool mbarrier_test(u32 barrier, u32 parity) {
+    u32 done;
+    asm volatile(
+        "{\n.reg .pred p;\n"
+        "mbarrier.test_wait.parity.shared::cta.b64 p, [%1], %2;\n"
         "selp.u32 %0, 1, 0, p;\n}\n"
         : "=r"(done)
         : "r"(barrier), "r"(parity)
@@ -362,6 +386,12 @@ DEVICE float reciprocal_fast(float x) {
     asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
     return y;
 }
+// The larger; NaN when either is.
+DEVICE float maximum_nan(float x, float y) {
+    float z;
+    asm("max.NaN.f32 %0, %1, %2;" : "=f"(z) : "f"(x), "f"(y));
+    return z;
+}
 DEVICE float infinity() { return __int_as_float(0x7f800000); }
 
 // Two floats rounded to nearest into one register, `low` in the low half.
@@ -443,6 +473,11 @@ DEVICE uint4 load_once(const void* address) {
                  : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w)
                  : "l"(address));
     return x;
+}
+
+// Brings a line of 128 bytes to L2.
+DEVICE void prefetch_l2(const void* address) {
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(address) : "memory");
 }
 
 // Waits until a counter in global memory has reached a value; what was written before it counted

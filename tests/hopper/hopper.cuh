@@ -141,7 +141,7 @@ struct Exchange {  // lanes of a warp meeting
 };
 
 struct Named {
-    u32 arrived = 0;
+    u32 arrived = 0, held = 0, counted = 0;  // held, counted: barrier_count
     u64 generation = 0;
 };
 
@@ -736,6 +736,16 @@ inline void barrier_wait(u32 id, u32 threads) {
     host::pause_until([&n, before] { return n.generation != before; },
                       "named barrier " + std::to_string(id));
 }
+inline u32 barrier_count(u32 id, u32 threads, bool condition) {
+    host::Named& n = host::machine->now->block->named[id];
+    n.held += condition;
+    if (n.arrived + 1 == threads) {
+        n.counted = n.held;
+        n.held = 0;
+    }
+    barrier_wait(id, threads);
+    return n.counted;
+}
 inline void __syncthreads() { barrier_wait(0, host::machine->threads); }
 inline void __syncwarp(u32 = 0xffffffffu) {
     host::meet(0, "__syncwarp", [](host::Exchange&) {});
@@ -856,6 +866,7 @@ inline T load_l2(const T* address) {
     return *address;
 }
 inline uint4 load_once(const void* address) { return *static_cast<const uint4*>(address); }
+inline void prefetch_l2(const void*) {}
 inline void wait_global(const u32* counter, u32 wanted) {
     host::pause_until([=] { return *static_cast<const volatile u32*>(counter) >= wanted; },
                       "a counter in global memory to reach " + std::to_string(wanted));
@@ -885,6 +896,7 @@ inline bool mbarrier_try_wait(u32 barrier, u32 parity) {
     host::yield();
     return host::barrier(barrier).phase != (parity & 1);
 }
+inline bool mbarrier_test(u32 barrier, u32 parity) { return mbarrier_try_wait(barrier, parity); }
 inline bool mbarrier_try_wait_cluster(u32 barrier, u32 parity) {
     return mbarrier_try_wait(barrier, parity);
 }
@@ -1064,6 +1076,7 @@ inline u32 swizzle64(u32 offset) { return offset ^ ((offset >> 3) & 0x30); }
 inline float exp2_fast(float x) { return std::exp2(x); }
 inline float log2_fast(float x) { return std::log2(x); }
 inline float reciprocal_fast(float x) { return 1.0f / x; }
+inline float maximum_nan(float x, float y) { return x != x || x > y ? x : y; }
 inline float infinity() { return std::numeric_limits<float>::infinity(); }
 inline float2 halves_to_floats(u32 halves) {
     return {host::from_f16(static_cast<u16>(halves)), host::from_f16(static_cast<u16>(halves >> 16))};

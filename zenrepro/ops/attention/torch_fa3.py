@@ -47,6 +47,7 @@ class Variant(NamedTuple):
     continuous: bool = True
     lazy_rescale: bool = True
     dynamic: bool = True
+    polynomial: int = 0
 
     @property
     def defines(self) -> nvrtc.Defines:
@@ -65,6 +66,7 @@ class Variant(NamedTuple):
             ("CONTINUOUS", int(self.continuous)),
             ("LAZY_RESCALE", int(self.lazy_rescale)),
             ("DYNAMIC", int(self.dynamic)),
+            ("POLYNOMIAL", self.polynomial),
         )
 
     @property
