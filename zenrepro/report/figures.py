@@ -18,6 +18,7 @@ from zenrepro.results.store import write_atomically
 
 _HERE = Path(__file__).parent
 _MODULES = {"roofline": roofline, "traffic": traffic, "ratios": ratios}
+NAMES = tuple(_MODULES)
 
 
 @dataclass(frozen=True)
