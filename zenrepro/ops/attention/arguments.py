@@ -302,8 +302,9 @@ def _check_array(name: str, array: Any, axes: str, q: Any, formats: tuple[str, .
 
 
 def _check_device(name: str, array: Any, q: Any) -> None:
-    if getattr(array, "device", None) != getattr(q, "device", None):
-        raise ValueError(f"{name}: wants q's device {q.device}, got {array.device}")
+    there, wanted = getattr(array, "device", None), getattr(q, "device", None)
+    if there is not None and wanted is not None and there != wanted:  # a tracer has none
+        raise ValueError(f"{name}: wants q's device {wanted}, got {there}")
 
 
 def _check_indices(name: str, array: Any, axes: str, dimensions: int, q: Any) -> None:
