@@ -86,6 +86,12 @@ def test_the_reports_shape_is_counted_at_full_scale() -> None:
     assert [c.query_len for c in shapes] == [512, 1024, 2048, 4096, 8192, 16384, 4096]
     assert (shapes[-1].model, shapes[-1].batch, shapes[-1].heads) == ("zen-mode-7b", 32, 24)
     assert not shapes[0].causal
+    pairs = traffic.shapes(traffic.Parameters(scale="full"))
+    assert [dtype for _, dtype in pairs] == ["bf16"] * 7 + ["fp16"]
+    assert pairs[-1][0].name == "report"  # its baseline is FP16
+    assert {d for _, d in traffic.shapes(traffic.Parameters(scale="full", dtype="fp16"))} == {
+        "fp16"
+    }
     assert traffic.cases(traffic.Parameters(scale="full", longest=1024))[-1].query_len == 1024
 
 
@@ -232,8 +238,8 @@ def shape(length: int) -> Case:
 def watch(card: Card, monkeypatch: pytest.MonkeyPatch, *lengths: int) -> watching.Watch:
     monkeypatch.setattr(counters, "read", card.read)
     entry = traffic.chosen(traffic.Parameters(implementations="naive"))[0]
-    cases = [shape(n) for n in lengths]
-    return watching.Watch(card, entry, cases, "bf16", repeats=1)  # type: ignore[arg-type]
+    cases = [(shape(n), "bf16") for n in lengths]
+    return watching.Watch(card, entry, cases, repeats=1)  # type: ignore[arg-type]
 
 
 def test_all_cases_are_seen_in_one_run_for_each_set_of_counters(
@@ -262,7 +268,7 @@ def test_one_case_that_breaks_the_program_leaves_the_others(
 
     card = Card(play)
     watched = watch(card, monkeypatch, 64, 128, 256)
-    seen = {n: watched.see(shape(n)) for n in (64, 128, 256)}
+    seen = {n: watched.see(shape(n), "bf16") for n in (64, 128, 256)}
     assert [seen[n].status for n in (64, 128, 256)] == [Status.OK, Status.FAILED, Status.OK]
     assert seen[128].reason == "torch.naive: took longer than 1 s"
     failed = traffic._measured(watched, shape(128), "bf16")

@@ -26,7 +26,7 @@ from zenrepro.records import Kind, Status, Work
 
 # Which algorithms store their scores, and which keep a tile of them on chip.
 STORED = ("naive", "xla")
-TILED = ("sdpa_flash", "sdpa_cudnn", "cudnn", "fa2", "fa3", "fa3_package")
+TILED = ("sdpa_flash", "sdpa_cudnn", "cudnn", "fa2", "fa3", "fa3_package", "fa4")
 BASELINE = "naive"
 # Lengths by scale; the other sizes stay as they are, so that only the length varies.
 LENGTHS = {
@@ -69,14 +69,11 @@ def points(run: session.Session) -> Iterator[Point]:
 
     Raises InputError for an implementation that takes no part here, or sizes that do not fit.
     """
-    dtype = run.parameters.dtype or "bf16"
-    selected = cases(run.parameters)
+    pairs = shapes(run.parameters)
     for entry in chosen(run.parameters):
-        watched = [
-            case for case in selected if entry.status(run.hardware, case.conditions(dtype)) is None
-        ]
-        watch = Watch(run, entry, watched, dtype, _REPEATS)
-        for case in selected:
+        able = [p for p in pairs if entry.status(run.hardware, p[0].conditions(p[1])) is None]
+        watch = Watch(run, entry, able, _REPEATS)
+        for case, dtype in pairs:
             conditions = case.conditions(dtype)
             common: dict[str, Any] = {
                 "implementation": entry.name, "conditions": conditions, "origin": entry.origin,
@@ -142,6 +139,18 @@ def cases(parameters: Parameters) -> list[Case]:
     return found
 
 
+def shapes(parameters: Parameters) -> list[tuple[Case, str]]:
+    """The cases in bf16, or in the dtype that is given; the report's shape also in fp16, which is
+    the format of its baseline."""
+    if parameters.dtype is not None:
+        return [(case, parameters.dtype) for case in cases(parameters)]
+    return [
+        (case, dtype)
+        for case in cases(parameters)
+        for dtype in (("bf16", "fp16") if case.both_formats else ("bf16",))
+    ]
+
+
 def least_bytes(case: Case, dtype: str) -> float:
     """What must move: queries, keys and values in, outputs out."""
     return counts.attention_of(case.conditions(dtype)).bytes or 0.0
@@ -191,7 +200,7 @@ def _unavailable(
 
 def _measured(watch: Watch, case: Case, dtype: str) -> list[Result]:
     """What the counters tell of one case, each repeat a sample."""
-    seen = watch.see(case)
+    seen = watch.see(case, dtype)
     if seen.status is not Status.OK:
         return [
             Result(quantity=q, metric=m, unit=_unit(q), status=seen.status, reason=seen.reason)

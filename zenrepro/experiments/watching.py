@@ -51,19 +51,20 @@ class Seen(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Watch:
-    """The cases of one implementation; counted when the first of them is asked for."""
+    """The cases of one implementation, each in a dtype; counted when the first is asked for."""
 
     def __init__(
-        self, run: Session, entry: Entry, cases: Sequence[Case], dtype: str, repeats: int
+        self, run: Session, entry: Entry, cases: Sequence[tuple[Case, str]], repeats: int
     ) -> None:
-        self.run, self.entry, self.dtype, self.repeats = run, entry, dtype, repeats
+        self.run, self.entry, self.repeats = run, entry, repeats
         self.waiting = list(cases)
-        self.seen: dict[Case, Seen] = {}
+        self.seen: dict[tuple[Case, str], Seen] = {}
 
-    def see(self, case: Case) -> Seen:
+    def see(self, case: Case, dtype: str) -> Seen:
         """What the counters tell of a case; never raises for what the profiler does."""
-        if case not in self.seen:
-            together = self.waiting if case in self.waiting else [case]
+        wanted = (case, dtype)
+        if wanted not in self.seen:
+            together = self.waiting if wanted in self.waiting else [wanted]
             self.waiting = []
             try:
                 self.seen |= self._watch(together)
@@ -72,19 +73,21 @@ class Watch:
                 self.seen |= dict.fromkeys(together, gone)
             except counters.CountersError as error:
                 if len(together) > 1:
-                    return self.see(case)  # by itself, and the others likewise
+                    return self.see(case, dtype)  # by itself, and the others likewise
                 reason = f"{self.entry.name}: {error}"
-                self.seen[case] = Seen(status=Status.FAILED, reason=reason)
-        return self.seen[case]
+                self.seen[wanted] = Seen(status=Status.FAILED, reason=reason)
+        return self.seen[wanted]
 
-    def _watch(self, cases: Sequence[Case]) -> dict[Case, Seen]:
+    def _watch(self, cases: Sequence[tuple[Case, str]]) -> dict[tuple[Case, str], Seen]:
         self.run.backend.release()  # the program wants the device's memory
         plan = Plan(
             implementation=self.entry.name,
             device=self.run.hardware.device,
             seed=self.run.seed,
             repeats=self.repeats,
-            calls=[Call(name=f"c{i}", case=case, dtype=self.dtype) for i, case in enumerate(cases)],
+            calls=[
+                Call(name=f"c{i}", case=case, dtype=dtype) for i, (case, dtype) in enumerate(cases)
+            ],
         )
         kernels: list[list[Kernel]] = []
         outcomes: dict[str, Outcome] = {}
@@ -104,8 +107,8 @@ class Watch:
                     if outcomes.get(name, outcome).status is Status.OK:  # a failed one stays
                         outcomes[name] = outcome
         return {
-            case: seen_of(outcomes.get(f"c{i}"), f"c{i}", *kernels, repeats=self.repeats)
-            for i, case in enumerate(cases)
+            wanted: seen_of(outcomes.get(f"c{i}"), f"c{i}", *kernels, repeats=self.repeats)
+            for i, wanted in enumerate(cases)
         }
 
 
