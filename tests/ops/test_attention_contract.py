@@ -193,5 +193,6 @@ def test_jax_cudnn_without_cudnn_is_a_reason() -> None:
     from zenrepro.ops.attention import jax_cudnn
 
     q = jax.numpy.zeros((1, 4, 2, 64), jax.numpy.bfloat16)
-    with pytest.raises(UnsupportedError, match=r"\w{4}"):
-        jax.jit(functools.partial(jax_cudnn.attention, causal=True))(q, q, q)
+    for v in (q, q[..., :32]):  # values as wide as keys, and narrower
+        with pytest.raises(UnsupportedError, match=r"\w{4}"):
+            jax.jit(functools.partial(jax_cudnn.attention, causal=True))(q, q, v)

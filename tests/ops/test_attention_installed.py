@@ -413,3 +413,22 @@ def test_a_library_named_by_the_variable_that_is_not_there(
         module._load.cache_clear()
         with pytest.raises(UnsupportedError, match=r"^no Flash"):
             module._load()
+
+
+@pytest.mark.parametrize("case", some("unequal", "latent"), ids=lambda case: case.name)
+def test_cudnn_gets_values_narrower_than_keys(monkeypatch: pytest.MonkeyPatch, case: Case) -> None:
+    pytest.importorskip("jax")
+    from jax._src.cudnn import fused_attention_stablehlo as cudnn
+
+    from zenrepro.ops.attention import jax_cudnn, jax_naive
+
+    def stand_in(q: Any, k: Any, v: Any, bias: Any, mask: Any, *, scale: float, mask_type: Any):
+        assert bias is None
+        assert mask is None
+        causal = {cudnn.MaskType.CAUSAL: True, cudnn.MaskType.NO_MASK: False}[mask_type]
+        return jax_naive.attention(q, k, v, causal=causal, scale=scale)
+
+    monkeypatch.setattr(cudnn, "dot_product_attention", stand_in)
+    drawn = Problem(backends.open("jax", "cpu"), case, "bf16", seed=0)
+    verdict = drawn.judge(lambda: jax_cudnn.attention(*drawn.arrays, causal=case.causal))
+    assert verdict.passed, verdict.reason

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 
 from zenrepro.ops.attention import arguments
-from zenrepro.ops.entry import UnsupportedError
+from zenrepro.ops.installed import refusals
 
 if TYPE_CHECKING:
     import jax
@@ -53,12 +53,10 @@ def by_mask(
     import jax
 
     mask = None if seen is None else seen[:, None]
-    try:
-        return jax.nn.dot_product_attention(
+    # Raised while tracing, before anything is launched: cuDNN is missing or refuses the shape.
+    kinds = (NotImplementedError, RuntimeError) if implementation == "cudnn" else ()
+    with refusals(*kinds):
+        out: jax.Array = jax.nn.dot_product_attention(
             q, k, v, mask=mask, is_causal=square, scale=scale, implementation=implementation
         )
-    except (NotImplementedError, RuntimeError) as error:
-        # Raised while tracing, before anything is launched: cuDNN is missing or refuses the shape.
-        if implementation != "cudnn":
-            raise
-        raise UnsupportedError(" ".join(str(error).split())) from error
+    return out
