@@ -45,7 +45,8 @@ def test_code_cells_are_short_and_between_sentences(name: str) -> None:
     assert found[0]["cell_type"] == found[-1]["cell_type"] == "markdown"
     for before, cell in itertools.pairwise(found):
         if cell["cell_type"] == "code":
-            assert len(source(cell).splitlines()) <= 15
+            a_list = "parameters" in cell["metadata"].get("tags", ())
+            assert a_list or len(source(cell).splitlines()) <= 15
             assert before["cell_type"] == "markdown", source(cell)
 
 

@@ -86,7 +86,7 @@ def _judge(claim: Claim, claims: Mapping[str, Claim], index: Index, machine: str
         return Measurement(claim=claim.id, machine=machine, verdict="not run", reason=nothing)
     reasons: list[str] = []
     best: Measurement | None = None
-    for variant, reading in _readings(claim):
+    for variant, reading in variants(claim):
         if measured_formulas.judged(claim):
             stated = measured_formulas.values(variant, index)
             if isinstance(stated, Missing):
@@ -121,7 +121,7 @@ def _unmeasurable(claim: Claim) -> str | None:
     return None
 
 
-def _readings(claim: Claim) -> Iterator[tuple[Claim, str | None]]:
+def variants(claim: Claim) -> Iterator[tuple[Claim, str | None]]:
     """The claim as written, then as each reading that sets something has it."""
     yield claim, None
     for reading in claim.readings:

@@ -12,7 +12,7 @@ import jinja2
 
 from zenrepro.audit import rules
 from zenrepro.errors import InputError
-from zenrepro.report import caches, layout, opening, summary, tables, tex
+from zenrepro.report import caches, grids, layout, opening, summary, tables, tex
 from zenrepro.report.escape import Tex, escape
 from zenrepro.report.evidence import BODY_MACHINES, Evidence
 from zenrepro.report.figures import Figure
@@ -90,6 +90,7 @@ class _Document:
             ),
             "table": self.table,
             "remaining_tables": self.remaining_tables,
+            "grid": self.grid,
             "figure": self.figure,
             "remaining_figures": self.remaining_figures,
             "claim": self.claim,
@@ -106,6 +107,17 @@ class _Document:
         """Every published table that no template has placed: none can be lost."""
         left = [name for name in tables.names(self.evidence) if name not in self.placed]
         return Tex("\n".join(self.table(name) for name in left))
+
+    def grid(self, name: str, caption: str | None = None) -> Tex:
+        """A table of measurements (``grids.build``) as TeX, or a sentence that says why not."""
+        made = grids.build(self.evidence, name)
+        return Tex(
+            self.env.get_template("parts/grid.tex.jinja").render(
+                grid=made,
+                caption=Tex(caption) if caption else escape(made.title),
+                label=label(name),
+            )
+        )
 
     def figure(self, name: str, caption: str | None = None) -> Tex:
         """One figure as TeX, or a sentence that says why there is none yet."""

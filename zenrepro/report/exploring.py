@@ -95,7 +95,10 @@ def where(project: Project, records: Sequence[Record]) -> str:
 
 
 def rates(records: Sequence[Record], quantity: str = "flop_rate") -> Drawing:
-    """Prefill, causal: a rate against the length, one line an implementation, one panel a dtype."""
+    """Prefill, causal: a rate against the length, one line an implementation, one panel a dtype.
+
+    Of several head widths, numbers of shared heads and layouts, those with the most lengths.
+    """
     chosen = [
         r
         for r in _of(records, quantity)
@@ -104,9 +107,21 @@ def rates(records: Sequence[Record], quantity: str = "flop_rate") -> Drawing:
         and "seq_len" in r.conditions
         and "model" not in r.conditions  # a model's own shape is no step of the series
     ]
+    lengths: dict[tuple[Any, ...], set[int]] = {}
+    for r in chosen:
+        lengths.setdefault(_heads(r), set()).add(int(r.conditions["seq_len"]))
+    if lengths:
+        longest = max(lengths, key=lambda key: len(lengths[key]))
+        chosen = [r for r in chosen if _heads(r) == longest]
     return _panels(
         chosen, lambda r: int(r.conditions["seq_len"]), "sequence length", _label(quantity), "-"
     )
+
+
+def _heads(record: Record) -> tuple[Any, ...]:
+    """What of a shape stays the same along a series of lengths."""
+    keys = ("op", "heads", "kv_heads", "head_dim", "value_dim", "layout", "skew")
+    return tuple(record.conditions.get(key) for key in keys)
 
 
 def decode(records: Sequence[Record], read: float | None = None) -> Drawing:

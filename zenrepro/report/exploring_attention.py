@@ -40,15 +40,18 @@ def cache_by_length(model: Architecture, longest: int = 2**17) -> Drawing:
         return Drawing(_svg(figure))
 
 
-def cache_table(models: Mapping[str, Architecture]) -> Grid:
-    """Bytes a token in all layers, by form, and over the latent's."""
+def cache_table(models: Mapping[str, Architecture], batch: int = 32, seq_len: int = 4096) -> Grid:
+    """Bytes a token and a batch in all layers, by form, and over the latent's; counted."""
     rows: list[list[Any]] = []
     for name, model in models.items():
         latent = cache_bytes(model, form="mla")
         for cache in caches(model):
             each = cache_bytes(model, form=cache.form)
-            rows.append([name, _FORMS.get(cache.form, cache.form), each / 1e3, each / latent])
-    return Grid(["model", "cache", "kB a token", "times the latent"], rows)
+            whole = each * batch * seq_len / 1e9
+            form = _FORMS.get(cache.form, cache.form)
+            rows.append([name, form, each / 1e3, whole, each / latent])
+    held = f"GB for {batch} × {seq_len} tokens"
+    return Grid(["model", "cache", "kB a token", held, "times the latent"], rows)
 
 
 def by_batch(records: Sequence[Record], phase: str = "decode") -> Drawing:
@@ -72,12 +75,19 @@ def by_queries(
 
 def against_peers(records: Sequence[Record], found: Ceilings, op: str) -> Grid:
     """A case a row: the least time, our fastest, the fastest peer, and how ours compares."""
+    every = kernels.rows(records, (op,), found)
+    varied = {
+        key
+        for row in every
+        for key in row.conditions
+        if len({str(other.conditions.get(key)) for other in every}) > 1
+    } - {"tokens"}
     rows: list[list[Any]] = []
-    for row in kernels.rows(records, (op,), found):
+    for row in every:
         ours, peer, speed = row.ours, row.peer, row.speed
         rows.append(
             [
-                _case(row.conditions),
+                _case(row.conditions, varied),
                 None if row.least_s is None else row.least_s * 1e3,
                 row.bound,
                 *_cells(ours, row),
@@ -118,9 +128,9 @@ def _named(record: Record, given: Mapping[str, Any]) -> str:
     return ", ".join([record.implementation.replace("_", " "), *said])
 
 
-def _case(given: Mapping[str, Any]) -> str:
-    hidden = ("op", "tokens")
-    return " ".join(f"{key}={value}" for key, value in sorted(given.items()) if key not in hidden)
+def _case(given: Mapping[str, Any], varied: set[str]) -> str:
+    """What tells a case from the others of its table."""
+    return " ".join(f"{key}={value}" for key, value in sorted(given.items()) if key in varied)
 
 
 def _series(

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from zenrepro.report import ratios, roofline, traffic
+from zenrepro.report import ablation, ratios, roofline, traffic
 from zenrepro.report.evidence import Evidence
 from zenrepro.results.store import write_atomically
 
 _HERE = Path(__file__).parent
-_MODULES = {"roofline": roofline, "traffic": traffic, "ratios": ratios}
+_MODULES = {"roofline": roofline, "ablation": ablation, "traffic": traffic, "ratios": ratios}
 NAMES = tuple(_MODULES)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from zenrepro.report import caches, notebooks, numbers, opening, summary, tables
+from zenrepro.report import caches, grids, notebooks, numbers, opening, summary, tables
 from zenrepro.report.evidence import Evidence
 from zenrepro.report.figures import Figure
 from zenrepro.report.formulas import Formatted
@@ -91,6 +91,7 @@ def write(evidence: Evidence, drawn: Sequence[Figure], folder: Path) -> Path:
     page(
         "tables.html", "tables.html.jinja", tables=_tables(evidence), caches=caches.build(evidence)
     )
+    page("kernels.html", "kernels.html.jinja", grids=list(grids.every(evidence)))
     page("findings.html", "findings.html.jinja")
     for machine in shared["machines"]:
         entries = [e for e in evidence.records if e.record.machine == machine.name]

@@ -1,16 +1,24 @@
 """Kernels of one case beside each other: the least time, ours, peers, and how ours compare.
 
-For the report's tables of ops and for notebooks; from records alone.
+For the report's tables of ops and for notebooks; from records alone. The least time is what the
+ceilings measured on the same machine allow.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from zenrepro import stats
+from zenrepro.errors import InputError
 from zenrepro.records import Origin, Record, Status
+from zenrepro.report import grids
+from zenrepro.report.evidence import Evidence, Machine, identity_key
 from zenrepro.report.exploring import Ceilings
+from zenrepro.report.grids import Cell, Grid, Line
+from zenrepro.report.numbers import Missing, Number
+from zenrepro.report.wording import FORMAT_NAMES, Words
 from zenrepro.units import unit
 
 # What ours must reach of the best peer's speed: the bar that each op is held to.
@@ -48,8 +56,8 @@ class Row(NamedTuple):
 
     @property
     def ours(self) -> Timed | None:
-        """Our fastest."""
-        return _fastest(one for one in self.timed if one.ours)
+        """Our fastest, the plain twins that speeds are told against left out."""
+        return _fastest(one for one in self.timed if one.ours and one.record.baseline is not None)
 
     @property
     def peer(self) -> Timed | None:
@@ -125,3 +133,128 @@ def _summary(record: Record) -> stats.Summary:
     value, low, high, n = stats.summarise(record.samples)
     factor = unit(record.unit).factor
     return stats.Summary(value * factor, low * factor, high * factor, n)
+
+
+# -- the report's tables -----------------------------------------------------------------------
+
+# Columns of implementations that a page holds.
+_MOST = 6
+_MARKS = {"✓": "at the bar", "✗": "below it", "†": "not sampled in turn"}
+_TITLES = {
+    "attention": "Attention, every case", "mla_prefill": "Latent attention, prefill",
+    "mla_decode": "Latent attention, decode",
+}  # fmt: skip
+
+
+def grid(evidence: Evidence, op: str, machine: Machine | None) -> Grid:
+    """The table of one op: a case a line, times by implementation, ours against the best peer.
+
+    Of several backends the one with the most times. Raises InputError for an op without a bar.
+    """
+    if op not in BARS:
+        raise InputError(f"grid 'kernels:{op}': ops of such tables are {', '.join(BARS)}")
+    name, title = f"kernels:{op}", _TITLES[op]
+    nothing = f"No machine has timed {title.lower()} yet."
+    every = rows(machine.records, (op,), Ceilings(machine.records)) if machine else []
+    backends = Counter(one.implementation.partition(".")[0] for row in every for one in row.timed)
+    if machine is None or not backends:
+        return Grid(name, title, [], [], empty=nothing)
+    backend = backends.most_common(1)[0][0]
+    own = [row for row in (_of_backend(row, backend) for row in every) if row.timed]
+    columns = _columns(own)
+    peers = any(row.peer and row.ours for row in own)
+    head = ["Case", "least", "by", *(_short(column) for column in columns)]
+    lines = [_line(row, columns, evidence.words, peers) for row in sorted(own, key=_order)]
+    note = (
+        f"Times in µs, medians on {machine.title} ({backend}). Least: the time that the ceilings "
+        "measured on that machine allow, and whether bytes or FLOPs set it."
+    )
+    if peers:
+        head.append("over peer")
+        bar = "ahead of it" if BARS[op] == 1.0 else f"{BARS[op]:g} of its speed"
+        note += f" Over peer: our fastest kernel against the fastest peer; the bar is {bar}."
+    elif any(row.peer for row in own):
+        note += " No kernel of ours was timed there, plain forms aside."
+    return Grid(name, f"{title} on {machine.title}", head, lines, note, marks=_MARKS)
+
+
+def _of_backend(row: Row, backend: str) -> Row:
+    def mine(one: Timed | Missed) -> bool:
+        return one.implementation.partition(".")[0] == backend
+
+    return row._replace(
+        timed=[one for one in row.timed if mine(one)],
+        missed=[one for one in row.missed if mine(one)],
+    )
+
+
+def _columns(found: Sequence[Row]) -> list[str]:
+    """Ours first, then peers, those with the most times; at most as many as a page holds."""
+    count: Counter[tuple[bool, str]] = Counter()
+    for row in found:
+        count.update((not one.ours, one.implementation) for one in row.timed)
+    kept = sorted(count, key=lambda key: (-count[key], key))[:_MOST]
+    return [name for _, name in sorted(kept)]
+
+
+def _short(implementation: str) -> str:
+    return implementation.partition(".")[2].replace("_", " ")
+
+
+def _line(row: Row, names: Sequence[str], words: Words, peers: bool) -> Line:
+    timed = {one.implementation: one for one in row.timed}
+    missed = {one.implementation: one for one in row.missed}
+    least = Cell("") if row.least_s is None else Cell(Number(row.least_s * 1e6, "us"))
+    cells = [least, Cell(row.bound or "")]
+    for name in names:
+        if name in timed:
+            seen = timed[name].summary
+            number = Number(seen.value * 1e6, "us", seen.low * 1e6, seen.high * 1e6)
+            cells.append(Cell(number, identity_key(timed[name].record)))
+        elif name in missed:
+            cells.append(grids.missing(missed[name].record))
+        else:
+            cells.append(Cell(Missing("n")))
+    if peers:
+        cells.append(_compared(row))
+    return Line(case_in_words(row.conditions, words), cells)
+
+
+def _compared(row: Row) -> Cell:
+    speed = row.speed
+    if speed is None:
+        return grids.NONE
+    mark = ("✓" if row.reached else "✗") + ("" if row.in_turn else "†")
+    return Cell(Number(speed.value, "x", digits=f"{speed.value:.2f}"), mark=mark)
+
+
+def _order(row: Row) -> tuple[Any, ...]:
+    given = row.conditions
+    keys = ("phase", "format", "layout", "dtype", "causal", "head_dim", "heads")
+    return tuple(str(given.get(key, "")) for key in keys)
+
+
+def case_in_words(given: Mapping[str, Any], words: Words) -> str:
+    """A case as a row is called: ``64 × 4,096, 128 heads, FP8 (E4M3) cache``."""
+    queries = given.get("query_len", given.get("seq_len"))
+    length = given.get("cache_len", given.get("seq_len"))
+    parts = [f"{given.get('batch', 1):,} × {length or 0:,}"]
+    if queries not in (length, None, 1):
+        parts.append(f"{queries:,} queries")
+    heads, shared = given.get("heads"), given.get("kv_heads")
+    if heads is not None:
+        parts.append(f"{heads}/{shared} heads" if shared not in (None, heads) else f"{heads} heads")
+    if given.get("op") == "attention":
+        wide, out = given.get("head_dim"), given.get("value_dim")
+        parts.append(f"{wide}/{out} wide" if out not in (None, wide) else f"{wide} wide")
+        parts.append(str(given.get("phase", "")))
+        if given.get("causal") is False:
+            parts.append("full")
+    if given.get("skew"):
+        parts.append(f"± {given['skew']:.0%}")
+    if given.get("layout"):
+        parts.append(str(given["layout"]))
+    parts.append(FORMAT_NAMES.get(str(given.get("dtype")), str(given.get("dtype"))))
+    if given.get("format"):
+        parts.append(f"{words.value('format', given['format'])} cache")
+    return ", ".join(part for part in parts if part)
