@@ -49,10 +49,22 @@ def test_on_a_cpu_counts_remain_and_counters_have_a_reason(started: Start) -> No
     tiled = found(records, "torch.sdpa_flash", "counted")[512].samples[0]
     assert tiled == 2 * (2 * 512 * 128 + 4 * 512 * 256) * 2  # four tiles of 128 rows
     for name in ("torch.naive", "torch.sdpa_flash"):
-        for record in found(records, name, "device").values():
-            assert (record.status, record.samples) == (Status.UNSUPPORTED, [])
-            assert "only NVIDIA GPUs" in str(record.reason)
+        (record,) = found(records, name, "device").values()
+        assert (record.status, record.samples) == (Status.UNSUPPORTED, [])
+        assert "only NVIDIA GPUs" in str(record.reason)
     assert {r.metric for r in records if r.quantity == "utilisation"} == set()
+
+
+def test_counts_are_made_once_a_kind_and_counters_of_every_implementation(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(counters, "absent", lambda device: None)
+    run = start("traffic", backend="torch")
+    made = list(traffic.points(run))
+    counted = {p.implementation for p in made if list(p.produces) == traffic.COUNTED}
+    assert counted == {"torch.naive", "torch.fa3"}  # the first of the table that tiles
+    read = [p for p in made if p.produces in (traffic.MEASURED, traffic.NOT_READ)]
+    assert len(read) == 4 * len(traffic.chosen(run.parameters))
 
 
 @pytest.mark.parametrize("backend", ["jax", "mlx"])

@@ -65,12 +65,15 @@ class Parameters(session.Parameters, frozen=True, forbid_unknown_fields=True, kw
 
 
 def points(run: session.Session) -> Iterator[Point]:
-    """Two points a case and implementation, counted and read from counters; then the caches.
+    """Of each case what is counted, once for what stores its scores and once for what tiles; of
+    each case and implementation what counters tell; then the caches.
 
-    Raises InputError for an implementation that takes no part here, or sizes that do not fit.
+    Where the device has no counters one record of each implementation says so. Raises InputError
+    for an implementation that takes no part here, or sizes that do not fit.
     """
-    pairs = shapes(run.parameters)
-    for entry in chosen(run.parameters):
+    pairs, entries = shapes(run.parameters), chosen(run.parameters)
+    blind = _blind(run)
+    for entry in entries:
         able = [p for p in pairs if entry.status(run.hardware, p[0].conditions(p[1])) is None]
         watch = Watch(run, entry, able, _REPEATS)
         for case, dtype in pairs:
@@ -79,10 +82,12 @@ def points(run: session.Session) -> Iterator[Point]:
                 "implementation": entry.name, "conditions": conditions, "origin": entry.origin,
                 "baseline": None if entry.algorithm == BASELINE else f"{entry.backend}.{BASELINE}",
             }  # fmt: skip
-            yield Point(
-                produces=COUNTED, measure=partial(_counted, entry, case, dtype), **common
-            )  # fmt: skip
-            unavailable = _unavailable(run, entry, conditions)
+            if entry in _first_of_each(entries):
+                measure = partial(_counted, entry, case, dtype)
+                yield Point(produces=COUNTED, measure=measure, **common)
+            if blind is not None and (case, dtype) != pairs[-1]:
+                continue
+            unavailable = blind or entry.status(run.hardware, conditions)
             yield Point(
                 produces=NOT_READ if unavailable else MEASURED,
                 measure=partial(_measured, watch, case, dtype),
@@ -96,6 +101,12 @@ def points(run: session.Session) -> Iterator[Point]:
                 **common,
             )
     yield from cache_sizes.points(run)
+
+
+def _first_of_each(entries: list[Entry]) -> list[Entry]:
+    """One that stores its scores and one that tiles: all others count the same."""
+    found = [[e for e in entries if e.algorithm in kind][:1] for kind in (STORED, TILED)]
+    return [entry for kind in found for entry in kind]
 
 
 def chosen(parameters: Parameters) -> list[Entry]:
@@ -186,16 +197,12 @@ def _counted(entry: Entry, case: Case, dtype: str) -> list[Result]:
     ]  # fmt: skip
 
 
-def _unavailable(
-    run: session.Session, entry: Entry, conditions: dict[str, object]
-) -> tuple[Status, str] | None:
-    """Why no counters are read of this, as far as is known before trying."""
+def _blind(run: session.Session) -> tuple[Status, str] | None:
+    """Why no counters are read of any call here, as far as is known before trying."""
     reason = counters.absent(run.hardware.device)
-    if reason is None and entry.backend != "torch":
-        reason = f"hardware counters are read of torch's calls, not of {entry.backend}'s"
-    if reason is not None:
-        return Status.UNSUPPORTED, reason
-    return entry.status(run.hardware, conditions)
+    if reason is None and run.parameters.backend != "torch":
+        reason = f"hardware counters are read of torch's calls, not of {run.parameters.backend}'s"
+    return None if reason is None else (Status.UNSUPPORTED, reason)
 
 
 def _measured(watch: Watch, case: Case, dtype: str) -> list[Result]:

@@ -51,14 +51,14 @@ def exponents(records: Sequence[Record]) -> Grid:
 def hidden(records: Sequence[Record]) -> Grid:
     """What the caches hide: bytes at the multiprocessors over those of device memory, by length."""
     found = {(s.implementation, s.metric): s for s in traffic.series(records)}
+    least = next((s for (_, metric), s in found.items() if metric == "least"), None)
+    must = dict(zip(least.lengths, least.values, strict=True)) if least else {}
     rows = []
     for (name, metric), arrived in found.items():
         device = found.get((name, "device"))
         if metric != "multiprocessors" or device is None:
             continue
         held = dict(zip(device.lengths, device.values, strict=True))
-        least = found.get((name, "least"))
-        must = dict(zip(least.lengths, least.values, strict=True)) if least else {}
         for length, value in zip(arrived.lengths, arrived.values, strict=True):
             if held.get(length):
                 over = held[length] / must[length] if must.get(length) else None
