@@ -168,6 +168,16 @@ def test_sizes_replace_those_of_every_case() -> None:
     assert {(c.heads, c.kv_heads) for c in grouped} == {(32, 4)}
 
 
+def test_lengths_are_spread_unless_that_leaves_a_sequence_nothing() -> None:
+    def skews(**given: Any) -> set[float]:
+        return {case.skew for case in attention.cases(parameters(layout="varlen", **given))}
+
+    assert skews() == skews(seq_len=64) == {0.9}
+    assert skews(seq_len=3) == {0.0}
+    paged = attention.cases(parameters(layout="paged", seq_len=4, batch=4))
+    assert {(case.query_len, case.skew) for case in paged} == {(1, 0.0), (4, 0.0)}
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [

@@ -104,7 +104,10 @@ def cases(parameters: Parameters) -> list[Case]:
                 change["query_len"] = parameters.seq_len
         if change:
             change |= {"name": None, "model": None}
-        found[_checked(msgspec.structs.replace(case, **change))] = None
+        changed = _checked(msgspec.structs.replace(case, **change))
+        if not spreads(changed):  # sizes so small that the shortest sequence would have nothing
+            changed = msgspec.structs.replace(changed, skew=0.0)
+        found[changed] = None
     return list(found)
 
 
@@ -122,6 +125,17 @@ def _checked(case: Case) -> Case:
             f"seq_len: wants at least the {case.query_len} queries of a step, got {case.cache_len}"
         )
     return case
+
+
+def spreads(case: Case) -> bool:
+    """Whether the shortest sequence of the case's spread holds the queries of a step."""
+    if not case.skew:
+        return True
+    least = case.query_len if case.phase == "decode" else 1
+    try:
+        return min(keys for _, keys in case.sequences) >= least
+    except InputError:
+        return False
 
 
 def _prepare(
