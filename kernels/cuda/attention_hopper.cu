@@ -2,14 +2,17 @@
 //
 // Shah et al. 2024, FlashAttention-3 (arXiv 2407.08608): one warpgroup issues TMA loads, the others
 // compute; softmax runs under the matrix products of the next block (inside a warpgroup) and of
-// the other warpgroup (ping-pong). 16-bit inputs, fp32 scores, sums and output accumulators; the
-// unnormalised weights are rounded to the input type before P V. No atomics on floats: the result
-// is the same bits every time.
+// the other warpgroup (ping-pong). fp32 scores, sums and output accumulators; the unnormalised
+// weights are rounded to the input type before P V. No atomics on floats: the result is the same
+// bits every time.
+//
+// With e4m3 inputs the output is bf16, and V comes transposed and permuted (values_e4m3.cu): wgmma
+// takes 8-bit operands K-major only. The weights are scaled by 2^8, which their sum undoes.
 //
 // Macros: HEAD_DIM, VALUE_DIM (multiples of 64), WARPGROUPS (64 query rows each), BLOCK_N (keys a
-// block), STAGES, CAUSAL (bottom-right), VARLEN (rows of all sequences packed, cu_seqlens),
-// DTYPE (BF16 or F16). Schedules, each 0 or 1: PINGPONG (warpgroups take turns at the tensor
-// cores), CONTINUOUS (the first product of the next tile runs with the last of this one, so that
+// block), STAGES, CAUSAL (bottom-right), VARLEN (rows of all sequences packed, cu_seqlens; not
+// E4M3), DTYPE (BF16, F16 or E4M3).
+// Schedules, each 0 or 1: PINGPONG (warpgroups take turns at the tensor cores), CONTINUOUS (the first product of the next tile runs with the last of this one, so that
 // the tensor cores do not drain between tiles), LAZY_RESCALE, DYNAMIC (tiles from a counter).
 // POLYNOMIAL: every that many weights one is computed on the FMA units instead of the special
 // function unit, which is what bounds narrow heads; 0: none.
@@ -34,24 +37,41 @@
 #define DYNAMIC 1
 #endif
 
+template <class A, class B>
+constexpr bool SAME = false;
+template <class A>
+constexpr bool SAME<A, A> = true;
+
+constexpr bool EIGHT = SAME<DTYPE, E4M3>;
 constexpr int BLOCK_M = 64 * WARPGROUPS;
 constexpr int THREADS = 128 * (WARPGROUPS + 1);
 constexpr int CONSUMER_REGISTERS = WARPGROUPS == 1 ? 256 : WARPGROUPS == 2 ? 240 : 160;
 constexpr int PRODUCER_REGISTERS = WARPGROUPS == 3 ? 32 : 24;
-constexpr int K_CHUNKS = HEAD_DIM / 64;  // a chunk: rows of 64 elements, 128 bytes, swizzled
-constexpr int V_CHUNKS = VALUE_DIM / 64;
-constexpr u32 Q_BYTES = 64 * HEAD_DIM * 2;  // of one warpgroup
-constexpr u32 K_BYTES = BLOCK_N * HEAD_DIM * 2;
-constexpr u32 V_BYTES = BLOCK_N * VALUE_DIM * 2;
+// Tiles are chunks of 128-byte rows, swizzled: CHUNK elements of the inner dimension, which is D.
+// The inner dimension of a transposed V is keys; its rows have 64 bytes where that divides a block.
+constexpr int CHUNK = EIGHT ? 128 : 64;
+constexpr int K_CHUNKS = (HEAD_DIM + CHUNK - 1) / CHUNK;
+constexpr int V_CHUNK = EIGHT && BLOCK_N % 128 == 0 ? 128 : 64;
+constexpr int V_CHUNKS = (EIGHT ? BLOCK_N : VALUE_DIM) / V_CHUNK;
+constexpr u32 V_ROW_BYTES = EIGHT ? V_CHUNK : 128;
+constexpr u32 V_CHUNK_BYTES = (EIGHT ? VALUE_DIM : BLOCK_N) * V_ROW_BYTES;
+constexpr Swizzle V_SWIZZLE = V_ROW_BYTES == 128 ? Swizzle::BYTES_128 : Swizzle::BYTES_64;
+constexpr u32 Q_BYTES = 64 * 128 * K_CHUNKS;  // of one warpgroup
+constexpr u32 K_BYTES = BLOCK_N * 128 * K_CHUNKS;
+constexpr u32 V_BYTES = V_CHUNK_BYTES * V_CHUNKS;
 constexpr u32 BARRIER_BYTES = 1024;
 constexpr u32 SHARED_BYTES =
     BARRIER_BYTES + Q_STAGES * WARPGROUPS * Q_BYTES + STAGES * (K_BYTES + V_BYTES);
 // The host asks for 1024 bytes more than this, to align.
 static_assert(SHARED_BYTES + 1024 <= 232448, "more shared memory than a Hopper SM gives");
 static_assert(BLOCK_N % 16 == 0 && BLOCK_N <= 256, "a block of keys is one wgmma wide");
+static_assert(!EIGHT || BLOCK_N % 64 == 0, "e4m3: whole chunks of keys");
+static_assert(!EIGHT || !VARLEN, "e4m3: not packed");
 
-// Weights may exceed 1 by 2^LAZY_LOG2 before the running maximum is moved and O rescaled.
-constexpr float LAZY_LOG2 = 8.0f;
+// Weights are 2^WEIGHT_LOG2 where the score is the running maximum, and may exceed that by
+// 2^LAZY_LOG2 before the maximum is moved and O rescaled: 2^8 in all, of e4m3's 448.
+constexpr float WEIGHT_LOG2 = EIGHT ? 8.0f : 0.0f;
+constexpr float LAZY_LOG2 = EIGHT ? 0.0f : 8.0f;
 
 constexpr u32 NAMED_TURN = 1;  // barriers 1 .. WARPGROUPS: whose turn at the tensor cores
 
@@ -68,6 +88,7 @@ struct Arguments {
     int row_blocks;            // blocks of BLOCK_M rows in query_len
     int heads_at_once;         // heads whose K and V stay in L2 together
     float scale_log2;
+    float value_scale;  // of the output
 };
 
 // One block of query rows of one head of one sequence.
@@ -158,7 +179,7 @@ DEVICE void produce(const TensorMap* q_map, const TensorMap* k_map, const Tensor
         mbarrier_arrive_expect(full, Q_BYTES);
 #pragma unroll
         for (int c = 0; c < K_CHUNKS; ++c)
-            tma_load(s.q + slot * Q_BYTES + c * 64 * 128, q_map, full, L2_EVICT_FIRST, 64 * c,
+            tma_load(s.q + slot * Q_BYTES + c * 64 * 128, q_map, full, L2_EVICT_FIRST, CHUNK * c,
                      t.query_at + t.row + 64 * warpgroup, t.head, t.batch);
     };
     auto load_k = [&](int block, const Tile& t) {
@@ -168,7 +189,7 @@ DEVICE void produce(const TensorMap* q_map, const TensorMap* k_map, const Tensor
 #pragma unroll
         for (int c = 0; c < K_CHUNKS; ++c)
             tma_load(s.k + k_ring.stage * K_BYTES + c * BLOCK_N * 128, k_map, full, L2_EVICT_LAST,
-                     64 * c, t.key_at + block * BLOCK_N, t.head / a.group, t.batch);
+                     CHUNK * c, t.key_at + block * BLOCK_N, t.head / a.group, t.batch);
         k_ring.next();
     };
     auto load_v = [&](int block, const Tile& t) {
@@ -177,8 +198,9 @@ DEVICE void produce(const TensorMap* q_map, const TensorMap* k_map, const Tensor
         mbarrier_arrive_expect(full, V_BYTES);
 #pragma unroll
         for (int c = 0; c < V_CHUNKS; ++c)
-            tma_load(s.v + v_ring.stage * V_BYTES + c * BLOCK_N * 128, v_map, full, L2_EVICT_LAST,
-                     64 * c, t.key_at + block * BLOCK_N, t.head / a.group, t.batch);
+            tma_load(s.v + v_ring.stage * V_BYTES + c * V_CHUNK_BYTES, v_map, full, L2_EVICT_LAST,
+                     EIGHT ? block * BLOCK_N + V_CHUNK * c : V_CHUNK * c,
+                     EIGHT ? 0 : t.key_at + block * BLOCK_N, t.head / a.group, t.batch);
         v_ring.next();
     };
 
@@ -213,19 +235,19 @@ DEVICE void produce(const TensorMap* q_map, const TensorMap* k_map, const Tensor
     }
 }
 
-template <class A, class B>
-constexpr bool SAME = false;
-template <class A>
-constexpr bool SAME<A, A> = true;
+BF16 output_type(BF16);
+F16 output_type(F16);
+BF16 output_type(E4M3);
 
 using Scores = float[BLOCK_N / 2];
-using Weights = u32[BLOCK_N / 4];
+using Weights = u32[EIGHT ? BLOCK_N / 8 : BLOCK_N / 4];
+using OutputType = decltype(output_type(DTYPE{}));
 using Output = float[VALUE_DIM / 2];
 
-// S = Q K^T for this warpgroup's 64 rows. Asynchronous: one committed group.
+// S = Q K^T for this warpgroup's 64 rows, 32 bytes of D a step. Asynchronous: one committed group.
 DEVICE void multiply_qk(Scores& scores, u64 q, u64 k) {
 #pragma unroll
-    for (int step = 0; step < HEAD_DIM / 16; ++step) {
+    for (int step = 0; step < HEAD_DIM / Wgmma<BLOCK_N, DTYPE>::K; ++step) {
         const u32 within = step % 4 * 32;
         Wgmma<BLOCK_N, DTYPE>::ss(scores,
                                   descriptor_advance(q, step / 4 * 64 * 128 + within),
@@ -241,13 +263,16 @@ struct Constant {
     static constexpr bool value = VALUE;
 };
 
-// O += P V. Asynchronous: one committed group.
+// O += P V, 16 keys a step, or 32 of a transposed V. Asynchronous: one committed group.
 DEVICE void multiply_pv(Output& out, const Weights& p, u64 v) {
+    using Product = Wgmma<VALUE_DIM, DTYPE>;
 #pragma unroll
-    for (int step = 0; step < BLOCK_N / 16; ++step)
-        Wgmma<VALUE_DIM, DTYPE>::template rs<true>(out, p[4 * step], p[4 * step + 1],
-                                                   p[4 * step + 2], p[4 * step + 3],
-                                                   descriptor_advance(v, step * 2048), 1);
+    for (int step = 0; step < BLOCK_N / Product::K; ++step) {
+        constexpr int EACH = V_CHUNK / 32;  // steps of a transposed chunk
+        const u32 at = EIGHT ? step / EACH * V_CHUNK_BYTES + step % EACH * 32 : step * 2048;
+        Product::template rs<!EIGHT>(out, p[4 * step], p[4 * step + 1], p[4 * step + 2],
+                                     p[4 * step + 3], descriptor_advance(v, at), 1);
+    }
     wgmma_commit();
 }
 
@@ -259,16 +284,15 @@ struct Softmax {
     bool moved;        // whether it is to be (the same in a whole warp)
 };
 
-// 2^x, x at most a few: x = i + f, a polynomial of f in [-1/2, 1/2] (minimax; relative error 7.5e-5,
-// and 2.6e-6 for fp16, a quarter of the rounding to bf16 and less of that to fp16), i added to the
-// exponent. Below 2^-120 it stays there: not for masked scores. NaN comes out as NaN or infinite.
+// 2^x, x at most a few: x = i + f, a polynomial of f in [-1/2, 1/2] (minimax; relative error
+// 7.5e-5, and 2.6e-6 for fp16: far below the rounding that follows), i added to the exponent. Below 2^-120 it stays there: not for masked scores. NaN comes out as NaN or infinite.
 DEVICE float exp2_polynomial(float x) {
     constexpr float ROUND = 12582912.0f;  // 1.5 * 2^23: the sum's low bits are x rounded
     x = maximum_nan(x, -120.0f);
     const float rounded = x + ROUND;
     const float f = x - (rounded - ROUND);
     float y;
-    if (SAME<DTYPE, BF16>) {
+    if (!SAME<DTYPE, F16>) {
         y = fmaf(0.05517167f, f, 0.24261113f);
         y = fmaf(y, f, 0.69326097f);
         y = fmaf(y, f, 0.99992806f);
@@ -327,7 +351,7 @@ DEVICE void weigh(Scores& scores, Softmax& state, float scale_log2) {
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
         const float base = MASKED && state.top[h] == -infinity() ? 0.0f : state.top[h];
-        const float shift = -base * scale_log2;
+        const float shift = fmaf(-base, scale_log2, WEIGHT_LOG2);
         float sum[2] = {0.0f, 0.0f};
 #pragma unroll
         for (int i = 0; i < BLOCK_N / 8; ++i) {
@@ -357,9 +381,21 @@ DEVICE void rescale(Output& out, const Softmax& state) {
     for (int i = 0; i < VALUE_DIM / 2; ++i) out[i] *= state.rescale[i / 2 % 2];
 }
 
+// D's fragment becomes A's. Of 16 bits they agree. Of 8 bits, a thread's A registers hold columns
+// 4c .. 4c + 3 and 16 + 4c .., where its scores are columns 8i + 2c, 8i + 2c + 1: they are taken as
+// they lie, and the transposed V has its keys in that order.
 DEVICE void round_weights(Weights& p, const Scores& scores) {
+    if constexpr (EIGHT) {
 #pragma unroll
-    for (int i = 0; i < BLOCK_N / 4; ++i) p[i] = pack<DTYPE>(scores[2 * i], scores[2 * i + 1]);
+        for (int i = 0; i < BLOCK_N / 8; ++i) {
+            const int at = i / 2 * 8 + i % 2 * 2;  // columns 16 (i / 2) .., row half i % 2
+            p[i] = pack_e4m3(scores[at], scores[at + 1], scores[at + 4], scores[at + 5]);
+        }
+    } else {
+#pragma unroll
+        for (int i = 0; i < BLOCK_N / 4; ++i)
+            p[i] = pack<OutputType>(scores[2 * i], scores[2 * i + 1]);
+    }
 }
 
 // Normalises and stores this warpgroup's 64 rows. The four threads of a row exchange pairs of
@@ -371,7 +407,7 @@ DEVICE void store(const Output& out, const Softmax& state, const Tile& t, const 
         float total = state.total[h];
         total += __shfl_xor_sync(0xffffffffu, total, 1);
         total += __shfl_xor_sync(0xffffffffu, total, 2);
-        const float inverse = total == 0.0f ? 0.0f : 1.0f / total;  // no visible key: zeros
+        const float inverse = total == 0.0f ? 0.0f : a.value_scale / total;  // no visible key: 0
         const bool inside = row + 8 * h < t.queries;
         u16* line = reinterpret_cast<u16*>(a.output) + t.batch * a.output_batch_stride +
                     static_cast<long long>(t.query_at + row + 8 * h) * a.output_row_stride +
@@ -382,7 +418,7 @@ DEVICE void store(const Output& out, const Softmax& state, const Tile& t, const 
 #pragma unroll
             for (int k = 0; k < 4; ++k) {
                 const int at = 4 * (4 * j + k) + 2 * h;
-                w[k] = pack<DTYPE>(out[at] * inverse, out[at + 1] * inverse);
+                w[k] = pack<OutputType>(out[at] * inverse, out[at + 1] * inverse);
             }
             const bool odd = column & 1, upper = column & 2;
             const u32 s0 = __shfl_xor_sync(0xffffffffu, odd ? w[0] : w[1], 1);
@@ -451,7 +487,8 @@ DEVICE void consume(u32 warpgroup, const Arguments& a, const Shared& s) {
     auto q_matrix = [&](u32 slot) { return matrix_descriptor(s.q + slot * Q_BYTES, 1024); };
     auto k_matrix = [&] { return matrix_descriptor(s.k + k_ring.stage * K_BYTES, 1024); };
     auto v_matrix = [&] {
-        return matrix_descriptor(s.v + v_ring.stage * V_BYTES, 1024, BLOCK_N * 128);
+        return matrix_descriptor<V_SWIZZLE>(s.v + v_ring.stage * V_BYTES, 8 * V_ROW_BYTES,
+                                            EIGHT ? 16 : V_CHUNK_BYTES);
     };
     auto mask_block = [&](const Tile& tile, int block) {
         int seen[2];

@@ -22,8 +22,9 @@ SHARED_LIMIT = 227 * 1024  # bytes a block may have on compute capability 9.0
         variant(128, 128, causal=False, varlen=False, dtype="bf16"),  # the widest scores
         variant(192, 128, causal=True, varlen=True, dtype="fp16"),
         variant(64, 64, causal=True, varlen=False, dtype="bf16"),
+        variant(128, 128, causal=True, varlen=False, dtype="fp8_e4m3"),
     ],
-    ids=lambda v: f"{v.head_dim}-{v.value_dim}-{v.block_n}",
+    ids=lambda v: f"{v.head_dim}-{v.value_dim}-{v.dtype}",
 )
 def test_the_machine_code_is_hoppers_and_nothing_spills(chosen: Variant) -> None:
     cubin = nvrtc.compile(SOURCE, defines=chosen.defines)
@@ -33,7 +34,7 @@ def test_the_machine_code_is_hoppers_and_nothing_spills(chosen: Variant) -> None
     assert taken.registers * chosen.threads <= 65536
     assert chosen.shared_bytes + taken.shared_bytes <= SHARED_LIMIT + 1024  # static: the system's
     code = nvrtc.sass(cubin)
-    products = len(re.findall(r"\bHGMMA\b", code))
+    products = len(re.findall(r"\bQGMMA\b" if chosen.dtype == "E4M3" else r"\bHGMMA\b", code))
     assert products > 0
     assert "UTMALDG" in code
     assert code.count("USETMAXREG") == 2

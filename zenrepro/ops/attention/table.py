@@ -26,9 +26,13 @@ TABLE: tuple[Entry, ...] = check_table(
             origin=Origin.OURS,
             function="zenrepro.ops.attention.torch_fa3:attention",
             compiled=False,
-            sources=("kernels/cuda/attention_hopper.cu", "kernels/cuda/hopper.cuh"),
+            sources=(
+                "kernels/cuda/attention_hopper.cu",
+                "kernels/cuda/hopper.cuh",
+                "kernels/cuda/values_e4m3.cu",
+            ),
             needs=Needs(
-                dtypes={"cuda": ("bf16", "fp16")},
+                dtypes={"cuda": ("bf16", "fp16", "fp8_e4m3")},
                 layouts=("dense", "varlen"),
                 architectures=((9, 0),),
                 # Others than these three pairs run, padded, at the next larger.
@@ -202,7 +206,6 @@ TABLE: tuple[Entry, ...] = check_table(
             needs=Needs(
                 dtypes={"gpu": ("bf16", "fp16")},
                 compute_capability=(8, 0),
-                unequal_dims=False,
             ),
             paper="jax.nn.dot_product_attention, implementation cudnn",
         ),

@@ -3,6 +3,7 @@
 Shah et al. 2024, FlashAttention-3: Fast and Accurate Attention with Asynchrony and Low-precision
 (arXiv 2407.08608), algorithm 2, for dense and packed variable-length inputs. Head sizes up to 128,
 or 192 with values of 128, multiples of 8; others than 64, 128 and 192 run at the next of these.
+fp8_e4m3 (section 3.3, without its block scales and its rotation) dense only.
 """
 
 from __future__ import annotations
@@ -13,20 +14,20 @@ from functools import cache
 from typing import TYPE_CHECKING, NamedTuple
 
 from zenrepro.ops import nvrtc
-from zenrepro.ops.attention import arguments
+from zenrepro.ops.attention import arguments, tile_counters
 
 if TYPE_CHECKING:
     import torch
 
-SOURCE = "cuda/attention_hopper.cu"
-KERNEL = "attention_hopper"
+SOURCE, KERNEL = "cuda/attention_hopper.cu", "attention_hopper"
+VALUES_SOURCE, VALUES_KERNEL = "cuda/values_e4m3.cu", "values_e4m3"
+FORMATS = ("bf16", "fp16", "fp8_e4m3")
 SERVED = (  # (head_dim, value_dim) that kernels are compiled for
     (64, 64),
     (128, 128),
     (192, 128),
 )
 _L2_BYTES = 32 * 2**20  # keys and values that are meant to stay in L2 (an H200 has 50 MiB)
-_SLOTS = 1 << 16
 
 
 class Variant(NamedTuple):
@@ -38,7 +39,7 @@ class Variant(NamedTuple):
     value_dim: int
     causal: bool
     varlen: bool
-    dtype: str  # BF16 or F16
+    dtype: str  # BF16, F16 or E4M3
     warpgroups: int
     block_n: int
     stages: int
@@ -82,13 +83,16 @@ class Variant(NamedTuple):
     @property
     def shared_bytes(self) -> int:
         """Dynamic shared memory: barriers, Q, the stages, and room to align."""
-        queries = self.q_stages * self.rows * self.head_dim * 2
-        stage = self.block_n * (self.head_dim + self.value_dim) * 2
-        return 1024 + 1024 + queries + self.stages * stage
+        if self.dtype == "E4M3":  # rows of 128 bytes whatever the head size
+            wide, values = -(-self.head_dim // 128) * 128, self.value_dim
+        else:
+            wide, values = self.head_dim * 2, self.value_dim * 2
+        stage = self.block_n * (wide + values)
+        return 1024 + 1024 + self.q_stages * self.rows * wide + self.stages * stage
 
 
 def variant(head_dim: int, value_dim: int, *, causal: bool, varlen: bool, dtype: str) -> Variant:
-    """The kernel for these sizes and this dtype ("bf16" or "fp16").
+    """The kernel for these sizes and this dtype ("bf16", "fp16" or "fp8_e4m3").
 
     Blocks are what registers and shared memory hold; none is measured yet
     (``tests/device/tune_attention_hopper.py``). 128 keys divide the usual lengths and make a causal
@@ -103,7 +107,15 @@ def variant(head_dim: int, value_dim: int, *, causal: bool, varlen: bool, dtype:
             f"got {head_dim}/{value_dim}"
         )
     wide, out = fitting[0]
-    name = {"bf16": "BF16", "fp16": "F16"}[dtype]
+    name = {"bf16": "BF16", "fp16": "F16", "fp8_e4m3": "E4M3"}[dtype]
+    if name == "E4M3":
+        if varlen:
+            raise ValueError("q: wants torch.bfloat16 or torch.float16 when packed, got fp8_e4m3")
+        if head_dim % 16 or value_dim % 16:
+            raise ValueError(
+                f"q: wants head_dim/value_dim that are multiples of 16, got {head_dim}/{value_dim}"
+            )
+        return Variant(wide, out, causal, varlen, name, 2, 128, 2)
     warpgroups, block_n = {
         (64, 64): (2, 128),
         (128, 128): (2, 128 if causal or varlen else 176),
@@ -134,23 +146,39 @@ class _Arguments(ctypes.Structure):
         ("row_blocks", ctypes.c_int),
         ("heads_at_once", ctypes.c_int),
         ("scale_log2", ctypes.c_float),
+        ("value_scale", ctypes.c_float),
     ]
 
 
 def attention(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, causal: bool, scale: float | None = None
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    *,
+    causal: bool,
+    scale: float | None = None,
+    value_scale: float = 1.0,
 ) -> torch.Tensor:
-    """q [B, T, H, D], k [B, S, Hkv, D], v [B, S, Hkv, Dv] -> [B, T, H, Dv] in q's dtype.
+    """q [B, T, H, D], k [B, S, Hkv, D], v [B, S, Hkv, Dv] -> [B, T, H, Dv] in q's dtype, bf16 from
+    fp8_e4m3.
 
-    bf16 or fp16 with fp32 scores, sums and accumulators; weights are rounded to q's dtype before
-    the second product. Bit-identical run to run. Any strides that are multiples of 16 bytes, last
-    dimension contiguous. Raises ValueError.
+    fp32 scores, sums and accumulators (of fp8, what the matrix units keep: some 14 bits a term);
+    weights are rounded to q's dtype before the second product. Scales of fp8 tensors: q's and k's
+    go into ``scale``, v's is ``value_scale``; its V is first transposed, in a second kernel.
+    Bit-identical run to run. Any strides that are multiples of 16 bytes, last dimension
+    contiguous. Raises ValueError.
     """
-    shape = arguments.check(q, k, v, causal=causal, scale=scale, formats=("bf16", "fp16"))
+    import torch
+
+    shape = arguments.check(q, k, v, causal=causal, scale=scale, formats=FORMATS)
     arguments.check_served(shape, q, device="cuda")
-    chosen = variant(shape.head_dim, shape.value_dim, causal=causal, varlen=False, dtype=_dtype(q))
-    out = q.new_empty(shape.batch, shape.query_len, shape.heads, shape.value_dim)
-    run(chosen, q, k, v, out, scale=shape.scale)
+    form = _dtype(q)
+    chosen = variant(shape.head_dim, shape.value_dim, causal=causal, varlen=False, dtype=form)
+    out = q.new_empty(
+        shape.batch, shape.query_len, shape.heads, shape.value_dim,
+        dtype=torch.bfloat16 if form == "fp8_e4m3" else q.dtype,
+    )  # fmt: skip
+    run(chosen, q, k, v, out, scale=shape.scale, value_scale=value_scale)
     return out
 
 
@@ -198,6 +226,7 @@ def run(
     out: torch.Tensor,
     *,
     scale: float,
+    value_scale: float = 1.0,
     offsets: tuple[torch.Tensor, torch.Tensor] | None = None,
     longest: tuple[int, int] | None = None,
     heads_at_once: int | None = None,
@@ -217,7 +246,7 @@ def run(
     group = heads // kv_heads
     if heads_at_once is None:
         # Heads that share keys count once.
-        pair_bytes = max(cache_len, 1) * (chosen.head_dim + chosen.value_dim) * 2
+        pair_bytes = max(cache_len, 1) * (chosen.head_dim + chosen.value_dim) * q.element_size()
         heads_at_once = max(1, _L2_BYTES // pair_bytes) * group
     tiles = sequences * heads * row_blocks
     given = _Arguments(
@@ -239,11 +268,21 @@ def run(
         row_blocks=row_blocks,
         heads_at_once=min(heads_at_once, sequences * heads),
         scale_log2=scale * math.log2(math.e),
+        value_scale=value_scale,
     )
     with torch.cuda.device(q.device):
         stream = torch.cuda.current_stream().cuda_stream
-        counters = _counters(q.device.index, stream) if chosen.dynamic else None
+        counters = tile_counters.take(q.device.index, stream) if chosen.dynamic else None
         given.counters = counters.data_ptr() if counters is not None else 0
+        if chosen.dtype == "E4M3":
+            transposed = _transposed(v, stream)
+            width = 128 if chosen.block_n % 128 == 0 else 64
+            values = nvrtc.tensor_map(
+                transposed.data_ptr(), "uint8", transposed.shape[::-1],
+                transposed.stride()[2::-1], (width, chosen.value_dim, 1, 1), swizzle=width,
+            )  # fmt: skip
+        else:
+            values = _tiles(v, chosen.block_n)
         kernel = nvrtc.function(SOURCE, KERNEL, defines=chosen.defines)
         nvrtc.launch(
             kernel,
@@ -251,17 +290,12 @@ def run(
             (chosen.threads, 1, 1),
             chosen.shared_bytes,
             stream,
-            [
-                _tiles(q, 64),
-                _tiles(k, chosen.block_n),
-                _tiles(v, chosen.block_n),
-                given,
-            ],
+            [_tiles(q, 64), _tiles(k, chosen.block_n), values, given],
         )
 
 
 def _tiles(x: torch.Tensor, rows: int) -> nvrtc.TensorMap:
-    """The tensor map of x [B, T, H, D]: boxes of ``rows`` tokens by 64 of D, of one head."""
+    """The tensor map of x [B, T, H, D]: boxes of ``rows`` tokens by 128 bytes of D, of one head."""
     batch, tokens, heads, dim = x.shape
     size = x.element_size()
     dense = (heads * dim, dim, tokens * heads * dim)  # where the extent is 1, any stride will do
@@ -271,12 +305,45 @@ def _tiles(x: torch.Tensor, rows: int) -> nvrtc.TensorMap:
     ]
     strides = [-(-stride // 16) * 16 for stride in strides]
     return nvrtc.tensor_map(
-        x.data_ptr(), _dtype(x), (dim, tokens, heads, batch), strides, (64, rows, 1, 1)
+        x.data_ptr(),
+        "uint8" if size == 1 else _dtype(x),
+        (dim, tokens, heads, batch),
+        strides,
+        (128 // size, rows, 1, 1),
     )
 
 
+def _transposed(v: torch.Tensor, stream: int) -> torch.Tensor:
+    """fp8 v [B, S, Hkv, Dv] as bytes [B, Hkv, Dv, S padded to 128], keys in the kernel's order."""
+    import torch
+
+    batch, keys, kv_heads, dim = v.shape
+    padded = -(-keys // 128) * 128
+    out = torch.empty(batch, kv_heads, dim, padded, dtype=torch.uint8, device=v.device)
+    nvrtc.launch(
+        nvrtc.function(VALUES_SOURCE, VALUES_KERNEL),
+        (padded // 128, kv_heads, batch),
+        (256, 1, 1),
+        128 * (dim + 4),
+        stream,
+        [
+            ctypes.c_void_p(v.data_ptr()),
+            ctypes.c_void_p(out.data_ptr()),
+            ctypes.c_int64(v.stride(0)),
+            ctypes.c_int64(v.stride(1)),
+            ctypes.c_int64(v.stride(2)),
+            ctypes.c_int(keys),
+            ctypes.c_int(padded),
+            ctypes.c_int(dim),
+        ],
+    )
+    return out
+
+
 def _dtype(x: torch.Tensor) -> str:
-    return {"torch.bfloat16": "bf16", "torch.float16": "fp16"}[str(x.dtype)]
+    return {
+        "torch.bfloat16": "bf16", "torch.float16": "fp16", "torch.float8_e4m3fn": "fp8_e4m3",
+    }[str(x.dtype)]  # fmt: skip
 
 
 @cache
@@ -284,48 +351,3 @@ def _processors(device: int) -> int:
     import torch
 
     return int(torch.cuda.get_device_properties(device).multi_processor_count)
-
-
-class _Slots:
-    """Pairs of tile counters on a device. A launch leaves its pair at zero, as it found it.
-
-    Launches on one stream follow each other and share a pair; a captured launch may be replayed
-    anywhere, so it keeps a pair of its own.
-    """
-
-    def __init__(self, device: int) -> None:
-        import torch
-
-        self.pairs = torch.zeros(_SLOTS, 2, dtype=torch.int32, device=device)
-        torch.cuda.synchronize(device)
-        self.used = 0
-        self.of_stream: dict[int, torch.Tensor] = {}
-
-    def take(self) -> torch.Tensor | None:
-        if self.used == _SLOTS:
-            return None
-        self.used += 1
-        return self.pairs[self.used - 1]
-
-
-_slots: dict[int, _Slots] = {}
-
-
-def _counters(device: int, stream: int) -> torch.Tensor:
-    """A pair of zeros that no other launch uses at the same time."""
-    import torch
-
-    capturing = torch.cuda.is_current_stream_capturing()
-    if device not in _slots and not capturing:
-        _slots[device] = _Slots(device)
-    slots = _slots.get(device)
-    if slots is None:
-        return torch.zeros(2, dtype=torch.int32, device=device)
-    if not capturing and stream in slots.of_stream:
-        return slots.of_stream[stream]
-    pair = slots.take()
-    if pair is None:
-        return torch.zeros(2, dtype=torch.int32, device=device)
-    if not capturing:
-        slots.of_stream[stream] = pair
-    return pair
