@@ -18,6 +18,7 @@ from zenrepro.ops.gate import relative_error
 from zenrepro.ops.precision import rounded
 
 ALL = (*CASES["smoke"], *CONTRACT)
+WANTED: dict[tuple[Case, str], Any] = {}  # by case and dtype
 FOR_XLA = {
     "smoke_causal", "unequal", "chunk", "decode_one_key", "verify", "large", "varlen_masked",
     "paged_16", "paged_verify",
@@ -110,6 +111,10 @@ def test_matches_fp64(entry: Entry, dtype: str) -> None:
             refused.append((case, str(reason)))
             continue
         drawn = Problem(backend, case, dtype, seed=0)
+        # Each backend draws the same values, so the slow loop runs once for all of them.
+        if (case, dtype) in WANTED:
+            drawn.__dict__["_wanted"] = WANTED[case, dtype]
+        WANTED[case, dtype] = drawn._wanted
         call = drawn.call(entry)
         assert str(call().dtype) == str(drawn.arrays[0].dtype), case
         verdict = drawn.judge(call)

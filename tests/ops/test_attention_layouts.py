@@ -14,6 +14,7 @@ from zenrepro import backends
 from zenrepro.ops.attention import TABLE, problem, reference
 from zenrepro.ops.attention.cases import CONTRACT, Case, decode, prefill
 from zenrepro.ops.attention.problem import Problem
+from zenrepro.ops.entry import Entry
 
 torch = pytest.importorskip("torch")
 from zenrepro.ops.attention import torch_naive  # noqa: E402
@@ -229,3 +230,28 @@ def test_a_layout_that_a_row_does_not_serve() -> None:
     row = next(entry for entry in TABLE if entry.name == "torch.sdpa_cudnn")
     with pytest.raises(ValueError, match=r"layout: torch.sdpa_cudnn serves dense, got 'paged'"):
         row.load("paged")
+
+
+PAGED_ON_CPU = [e for e in TABLE if "paged" in e.needs.layouts and "cpu" in e.needs.dtypes]
+
+
+@pytest.mark.parametrize("entry", PAGED_ON_CPU, ids=lambda entry: entry.name)
+def test_what_lies_behind_a_sequence_is_never_seen(entry: Entry) -> None:
+    pytest.importorskip({"mlx": "mlx.core"}.get(entry.backend, entry.backend))
+    backend = backends.open(entry.backend, "cpu")
+    drawn = Problem(backend, BY_NAME["paged_verify"], "fp32", seed=0)
+    clean = backend.numpy(drawn.call(entry)())
+    table, held = (np.array(drawn.indices[name]) for name in ("block_table", "cache_seqlens"))
+    used = np.zeros(tuple(drawn.arrays[1].shape[:2]), bool)
+    for b, length in enumerate(held):
+        for i in range(length):
+            used[table[b, i // 16], i % 16] = True
+        table[b, -(-length // 16) :] = -7
+    poisoned = [drawn.arrays[0]]
+    for cache in drawn.arrays[1:]:
+        host = backend.numpy(cache).copy()
+        host[~used] = np.nan
+        poisoned.append(backend.asarray(host, "fp32"))
+    indices = {"block_table": backend.whole(table), "cache_seqlens": backend.whole(held)}
+    out = backend.numpy(entry.load("paged")(*poisoned, causal=True, **indices))
+    assert np.array_equal(out, clean)
