@@ -224,10 +224,11 @@ def test_an_ops_table_shows_times_gaps_and_the_bar(gathered: Evidence) -> None:
     made = grids.build(gathered(records), "kernels:mla_decode")
     assert made.head == ["Case", "least", "by", "hopper", "fa3 package", "over peer"]
     first, second = made.lines
-    assert first.label == "64 × 4,096, 64 heads, BF16"
-    assert values(first) == [pytest.approx(81.429), "FLOPs", 95, 107, 1.126]
+    assert first.label == "64 × 4,096, 64 heads"
+    assert made.note.startswith("BF16. ")
+    assert values(first) == [81.4, "FLOPs", 95, 107, 1.126]
     assert first.cells[-1].mark == "✓"
-    assert second.label.endswith("FP8 (E4M3) cache")
+    assert second.label == "64 × 4,096, 64 heads, FP8 cache"
     assert isinstance(second.cells[3].value, Missing)
     assert second.cells[3].value.code == "u"
     assert second.cells[-1].value == ""
@@ -326,3 +327,22 @@ def test_print_and_screen_have_the_tables(gathered: Evidence, tmp_path: Any) -> 
         "shape:attention", "kernels:mla_prefill", "ablation",
     ]  # fmt: skip
     assert shape.tables(evidence) == ["attention"]
+
+
+def test_a_page_holds_the_fast_ones_and_rows_are_told_apart(gathered: Evidence) -> None:
+    peers = {"torch.flash_mla": 110.0, "torch.fa3_package": 107.0, "torch.a": 500.0,
+             "torch.b": 600.0, "torch.c": 700.0}  # fmt: skip
+    wide = DECODE | {"heads": 128, "page_size": 64, "layout": "paged"}
+    records = [
+        timed("torch.absorbed", 900.0), timed("torch.triton", 120.0), timed("torch.hopper", 95.0),
+        *(timed(name, us, ours=False) for name, us in peers.items()),
+        timed("torch.hopper", 130.0, conditions=wide),
+        timed("torch.hopper", 131.0, conditions=wide | {"page_size": 16, "query_len": 4}),
+    ]  # fmt: skip
+    made = grids.build(gathered([*MOST, *records]), "kernels:mla_decode")
+    assert made.head[3:-1] == ["hopper", "triton", "a", "b", "fa3 package", "flash mla"]
+    assert [line.label for line in made.lines] == [
+        "64 × 4,096, 64 heads", "64 × 4,096, 128 heads, pages of 64",
+        "64 × 4,096, 4 queries, 128 heads, pages of 16",
+    ]  # fmt: skip
+    assert made.note.startswith("BF16. ")

@@ -76,9 +76,8 @@ def grid(machine: Machine | None) -> Grid:
         return Grid(
             "ablation", title, [], [], empty="No machine has timed the forms of latent attention."
         )
-    head = ["Queries"]
-    for form in FORMS:
-        head += [f"{form}, GFLOP", "MB", "ms"]
+    head = ["Queries", *(["GFLOP", "MB", "ms"] * len(FORMS))]
+    spans = [(form, 3) for form in FORMS]
     lines = []
     for queries, found in sorted(seen.found.items()):
         times = {form: value for form in FORMS if (value := _of(found, form, "time")) is not None}
@@ -91,10 +90,11 @@ def grid(machine: Machine | None) -> Grid:
     note = (
         f"{machine.title} ({seen.backend}, {seen.dtype}): the last query tokens of "
         f"{seen.cache_len:,} in each of {seen.batch} sequences, {seen.heads} heads. GFLOP and MB "
-        "are counted, the projection included; ms are medians."
+        "are counted, the projection included; times are medians."
     )
     marks = {_FASTEST: "fastest of the line"}
-    return Grid("ablation", f"{title} on {machine.title}", head, lines, note, marks=marks)
+    title += f" on {machine.title}"
+    return Grid("ablation", title, head, lines, note, marks=marks, spans=spans)
 
 
 def _of(found: dict[tuple[str, str], Record], form: str, kind: str) -> stats.Summary | None:
@@ -118,7 +118,7 @@ def _time(found: dict[tuple[str, str], Record], form: str, fastest: bool) -> Cel
     value = _of(found, form, "time")
     if value is None:
         return grids.missing(record)
-    number = Number(value.value * 1e3, "ms", value.low * 1e3, value.high * 1e3)
+    number = Number(float(f"{value.value * 1e3:.3g}"), "ms")
     return Cell(number, identity_key(record), _FASTEST if fastest else "")
 
 

@@ -19,7 +19,7 @@ _STATUS_CODES = {
 
 
 # What a character takes in scriptsize, what stands between columns, and the narrowest label.
-_DIGIT_MM, _LETTER_MM, _GAP_MM, _LEAST_MM = 1.27, 1.25, 2.6, 18.0
+_DIGIT_MM, _LETTER_MM, _GAP_MM, _LEAST_MM = 1.33, 1.3, 3.0, 18.0
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,8 @@ class Line:
 class Grid:
     """A table of measurements of one machine. ``head`` names the columns, the label's first.
 
-    ``empty`` says why there are no lines.
+    ``spans`` stand above the head: texts and over how many columns. ``empty`` says why there are
+    no lines.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Grid:
     note: str = ""
     empty: str = ""
     marks: dict[str, str] = field(default_factory=dict)
+    spans: list[tuple[str, int]] = field(default_factory=list)
 
     @property
     def label_mm(self) -> int:

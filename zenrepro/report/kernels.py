@@ -164,8 +164,9 @@ def grid(evidence: Evidence, op: str, machine: Machine | None) -> Grid:
     columns = _columns(own)
     peers = any(row.peer and row.ours for row in own)
     head = ["Case", "least", "by", *(_short(column) for column in columns)]
-    lines = [_line(row, columns, evidence.words, peers) for row in sorted(own, key=_order)]
-    note = (
+    alike = shared(own)
+    lines = [_line(row, columns, alike, evidence.words, peers) for row in sorted(own, key=_order)]
+    note = (f"{_format(alike['dtype'])}. " if "dtype" in alike else "") + (
         f"Times in µs, medians on {machine.title} ({backend}). Least: the time that the ceilings "
         "measured on that machine allow, and whether bytes or FLOPs set it."
     )
@@ -189,11 +190,14 @@ def _of_backend(row: Row, backend: str) -> Row:
 
 
 def _columns(found: Sequence[Row]) -> list[str]:
-    """Ours first, then peers, those with the most times; at most as many as a page holds."""
-    count: Counter[tuple[bool, str]] = Counter()
+    """Ours first, then peers; where a page does not hold all, those that are fast in most rows."""
+    score: dict[tuple[bool, str], float] = {}
     for row in found:
-        count.update((not one.ours, one.implementation) for one in row.timed)
-    kept = sorted(count, key=lambda key: (-count[key], key))[:_MOST]
+        best = min(one.summary.value for one in row.timed)
+        for one in row.timed:
+            key = (not one.ours, one.implementation)
+            score[key] = score.get(key, 0.0) + best / one.summary.value
+    kept = sorted(score, key=lambda key: (-score[key], key))[:_MOST]
     return [name for _, name in sorted(kept)]
 
 
@@ -201,23 +205,23 @@ def _short(implementation: str) -> str:
     return implementation.partition(".")[2].replace("_", " ")
 
 
-def _line(row: Row, names: Sequence[str], words: Words, peers: bool) -> Line:
+def _line(
+    row: Row, names: Sequence[str], alike: Mapping[str, Any], words: Words, peers: bool
+) -> Line:
     timed = {one.implementation: one for one in row.timed}
     missed = {one.implementation: one for one in row.missed}
-    least = Cell("") if row.least_s is None else Cell(Number(row.least_s * 1e6, "us"))
+    least = grids.NONE if row.least_s is None else Cell(_us(row.least_s))
     cells = [least, Cell(row.bound or "")]
     for name in names:
         if name in timed:
-            seen = timed[name].summary
-            number = Number(seen.value * 1e6, "us", seen.low * 1e6, seen.high * 1e6)
-            cells.append(Cell(number, identity_key(timed[name].record)))
+            cells.append(Cell(_us(timed[name].summary.value), identity_key(timed[name].record)))
         elif name in missed:
             cells.append(grids.missing(missed[name].record))
         else:
             cells.append(Cell(Missing("n")))
     if peers:
         cells.append(_compared(row))
-    return Line(case_in_words(row.conditions, words), cells)
+    return Line(case_in_words(row.conditions, alike, words), cells)
 
 
 def _compared(row: Row) -> Cell:
@@ -228,33 +232,56 @@ def _compared(row: Row) -> Cell:
     return Cell(Number(speed.value, "x", digits=f"{speed.value:.2f}"), mark=mark)
 
 
+def _us(seconds: float) -> Number:
+    """Microseconds by three digits: a record has the interval."""
+    return Number(float(f"{seconds * 1e6:.3g}"), "us")
+
+
 def _order(row: Row) -> tuple[Any, ...]:
     given = row.conditions
-    keys = ("phase", "format", "layout", "dtype", "causal", "head_dim", "heads")
-    return tuple(str(given.get(key, "")) for key in keys)
+    words = tuple(str(given.get(key, "")) for key in ("phase", "format", "layout", "dtype"))
+    sizes = tuple(given.get(key, 0) for key in ("head_dim", "heads", "query_len", "cache_len"))
+    return (*words, not given.get("causal", True), *sizes, -given.get("kv_heads", 0))
 
 
-def case_in_words(given: Mapping[str, Any], words: Words) -> str:
-    """A case as a row is called: ``64 × 4,096, 128 heads, FP8 (E4M3) cache``."""
+def shared(found: Sequence[Row]) -> dict[str, Any]:
+    """The conditions that all rows have alike."""
+    first = found[0].conditions if found else {}
+    return {k: v for k, v in first.items() if all(row.conditions.get(k) == v for row in found)}
+
+
+def case_in_words(given: Mapping[str, Any], alike: Mapping[str, Any], words: Words) -> str:
+    """A case as a row is called, without what all rows have ``alike``: ``64 × 4,096, 128 heads,
+    FP8 cache``."""
     queries = given.get("query_len", given.get("seq_len"))
     length = given.get("cache_len", given.get("seq_len"))
     parts = [f"{given.get('batch', 1):,} × {length or 0:,}"]
     if queries not in (length, None, 1):
         parts.append(f"{queries:,} queries")
-    heads, shared = given.get("heads"), given.get("kv_heads")
+    heads, kept = given.get("heads"), given.get("kv_heads")
     if heads is not None:
-        parts.append(f"{heads}/{shared} heads" if shared not in (None, heads) else f"{heads} heads")
-    if given.get("op") == "attention":
-        wide, out = given.get("head_dim"), given.get("value_dim")
+        parts.append(f"{heads}/{kept} heads" if kept not in (None, heads) else f"{heads} heads")
+    wide, out = given.get("head_dim"), given.get("value_dim")
+    if "head_dim" not in alike and wide is not None:
         parts.append(f"{wide}/{out} wide" if out not in (None, wide) else f"{wide} wide")
+    if "phase" not in alike:
         parts.append(str(given.get("phase", "")))
-        if given.get("causal") is False:
-            parts.append("full")
+    if given.get("causal") is False:
+        parts.append("full")
     if given.get("skew"):
         parts.append(f"± {given['skew']:.0%}")
-    if given.get("layout"):
+    if given.get("page_size") and "page_size" not in alike:
+        parts.append(f"pages of {given['page_size']}")
+    elif given.get("layout"):
         parts.append(str(given["layout"]))
-    parts.append(FORMAT_NAMES.get(str(given.get("dtype")), str(given.get("dtype"))))
+    if "dtype" not in alike:
+        parts.append(_format(given.get("dtype")))
     if given.get("format"):
-        parts.append(f"{words.value('format', given['format'])} cache")
+        parts.append(f"{_format(given['format'])} cache")
+    if given.get("model"):
+        parts.append(words.value("model", given["model"]))
     return ", ".join(part for part in parts if part)
+
+
+def _format(name: Any) -> str:
+    return FORMAT_NAMES.get(str(name), str(name)).partition(" ")[0]

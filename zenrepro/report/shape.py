@@ -143,7 +143,7 @@ def _measured(stand: Stand, bases: list[Stand], records: list[Record]) -> Line:
     if base is not None and base.record is not record:
         ratio = stats.ratio(summary, base.value.summary)
         if ratio is not None:
-            factor = Cell(Number(ratio.value, "x", ratio.low, ratio.high))
+            factor = Cell(Number(float(f"{ratio.value:.3g}"), "x"))
     beside = [r for r in records if _same(r, record)]
     return Line(
         label,
