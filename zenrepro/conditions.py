@@ -56,6 +56,7 @@ METRICS: dict[str, dict[str, str]] = {
         "multiprocessors": "what arrives at them and leaves them",
         "least": "inputs and output once",
         "counted": "what the algorithm moves when no cache helps",
+        "expected": "device memory's by a model of the card's L2",
     },
     "error": {"squared": "squared error of the weights", "absolute": "off the exact result"},
     "count": {

@@ -169,6 +169,44 @@ def tiled_attention(
     return elements * element_bytes(dtype)
 
 
+def tiled_attention_behind_cache(
+    *,
+    batch: int,
+    query_len: int,
+    cache_len: int,
+    heads: int,
+    kv_heads: int,
+    head_dim: int,
+    value_dim: int,
+    causal: bool,
+    dtype: str,
+    rows: int,
+    multiprocessors: int,
+    cache_bytes: int,
+) -> float:
+    """Bytes of device memory that tiled attention moves behind a cache, as a model has it.
+
+    Each multiprocessor works on one tile of ``rows`` queries, tiles follow each other head by
+    head, and those at work at a time read the same keys at about the same time, so that device
+    memory sees them once. While the cache holds the keys and values of the heads at work, that is
+    once in all; when it does not, once for every round of tiles that a head needs.
+    """
+    _positive(rows=rows, multiprocessors=multiprocessors, cache_bytes=cache_bytes)
+    work = attention(
+        batch=batch, query_len=query_len, cache_len=cache_len, heads=heads, kv_heads=kv_heads,
+        head_dim=head_dim, value_dim=value_dim, causal=causal, dtype=dtype,
+    )  # fmt: skip
+    least = work.bytes or 0.0
+    tiles = math.ceil(query_len / rows) * heads // kv_heads  # that read the same keys
+    at_work = min(batch * kv_heads, math.ceil(multiprocessors / tiles))
+    one = cache_len * (head_dim + value_dim) * element_bytes(dtype)
+    if at_work * one <= cache_bytes:
+        return least
+    again = max(0.0, tiles / multiprocessors - 1.0)
+    seen = attended_pairs(query_len, cache_len, causal) / (query_len * cache_len)
+    return least + again * seen * batch * kv_heads * one
+
+
 def ragged_lengths(batch: int, cache_len: int, skew: float) -> tuple[int, ...]:
     """Lengths of the sequences of a batch whose mean is ``cache_len``, the shortest first.
 

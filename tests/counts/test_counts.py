@@ -122,3 +122,30 @@ def test_every_format_has_a_size() -> None:
     assert element_bytes("int4") == 0.5
     with pytest.raises(InputError, match="fp7"):
         element_bytes("fp7")
+
+
+def test_a_cache_hides_keys_that_are_read_again_until_it_is_too_small() -> None:
+    card = {"multiprocessors": 132, "cache_bytes": 50 * 2**20}
+    given = {
+        "batch": 1, "heads": 32, "kv_heads": 32, "head_dim": 128, "value_dim": 128,
+        "causal": False, "dtype": "bf16",
+    }  # fmt: skip
+
+    def moved(length: int, **more: object) -> float:
+        sizes = {"query_len": length, "cache_len": length, **given, **card, **more}
+        return counts.tiled_attention_behind_cache(rows=128, **sizes)  # type: ignore[arg-type]
+
+    def least(length: int) -> float:
+        return counts.attention_of({**given, "seq_len": length}).bytes or 0.0
+
+    for length in (512, 4096, 16384, 65536):  # a head's keys and values: 512 bytes a token
+        assert moved(length) == least(length)
+    # 131072 tokens of a head are 64 MiB; its 1024 tiles take 7.76 rounds of 132.
+    keys = 32 * 131072 * 512
+    assert moved(131072) == pytest.approx(least(131072) + (1024 / 132 - 1) * keys)
+    assert moved(131072, cache_bytes=2**27) == least(131072)
+    assert moved(131072, causal=True) < moved(131072)
+    bare = counts.tiled_attention(query_len=131072, cache_len=131072, rows=128, **given)
+    assert moved(131072) < bare
+    with pytest.raises(InputError, match="cache_bytes"):
+        moved(512, cache_bytes=0)

@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -61,10 +62,30 @@ def test_counts_are_made_once_a_kind_and_counters_of_every_implementation(
     monkeypatch.setattr(counters, "absent", lambda device: None)
     run = start("traffic", backend="torch")
     made = list(traffic.points(run))
-    counted = {p.implementation for p in made if list(p.produces) == traffic.COUNTED}
+    counted = {p.implementation for p in made if p.produces is traffic.COUNTED}
     assert counted == {"torch.naive", "torch.fa3"}  # the first of the table that tiles
     read = [p for p in made if p.produces in (traffic.MEASURED, traffic.NOT_READ)]
     assert len(read) == 4 * len(traffic.chosen(run.parameters))
+    assert [p.implementation for p in made if p.produces is traffic.EXPECTED] == ["torch.fa3"] * 4
+
+
+@pytest.mark.parametrize("size", [50 * 2**20, 0])
+def test_what_is_expected_rests_on_the_cards_l2(
+    start: Start, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    torch = pytest.importorskip("torch")
+    card = SimpleNamespace(multi_processor_count=132, L2_cache_size=size)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: card)
+    run = start("traffic", backend="torch")
+    long = prefill(None, 1, 131072, 32, 128, causal=False)
+    (result,) = traffic._expected(run, long, "bf16")
+    assert result.kind is Kind.PREDICTED
+    if not size:
+        assert (result.status, result.samples) == (Status.UNSUPPORTED, [])
+        return
+    assert result.samples[0] > 4 * traffic.least_bytes(long, "bf16")
+    (short,) = traffic._expected(run, shape(4096), "bf16")
+    assert short.samples == [traffic.least_bytes(shape(4096), "bf16")]
 
 
 @pytest.mark.parametrize("backend", ["jax", "mlx"])
@@ -95,11 +116,11 @@ def test_bad_parameters_are_errors_before_anything_runs(
 
 def test_the_reports_shape_is_counted_at_full_scale() -> None:
     shapes = traffic.cases(traffic.Parameters(scale="full"))
-    assert [c.query_len for c in shapes] == [512, 1024, 2048, 4096, 8192, 16384, 4096]
+    assert [c.query_len for c in shapes] == [*(2**n for n in range(9, 18)), 4096]
     assert (shapes[-1].model, shapes[-1].batch, shapes[-1].heads) == ("zen-mode-7b", 32, 24)
     assert not shapes[0].causal
     pairs = traffic.shapes(traffic.Parameters(scale="full"))
-    assert [dtype for _, dtype in pairs] == ["bf16"] * 7 + ["fp16"]
+    assert [dtype for _, dtype in pairs] == ["bf16"] * 10 + ["fp16"]
     assert pairs[-1][0].name == "report"  # its baseline is FP16
     assert {d for _, d in traffic.shapes(traffic.Parameters(scale="full", dtype="fp16"))} == {
         "fp16"

@@ -87,6 +87,14 @@ def test_the_figure_draws_lines_counted_and_points_measured() -> None:
     assert len(filled) == 5  # three lines, and device memory of two implementations
 
 
+def test_a_model_of_the_l2_is_a_line_of_its_own() -> None:
+    model = grown("expected", lambda n: 1500.0 * n, kind=Kind.PREDICTED)
+    panel = traffic.panel_of("card", [*everything(), *model])
+    lines = {key: values for key, _, values in traffic._lines(panel)}
+    assert lines["expected"][0] == 1500.0 * 512
+    assert len(traffic.plot([panel]).axes[0].lines) == 4 + 4
+
+
 def test_only_what_stores_is_drawn_as_such() -> None:
     naive = [r for r in everything() if r.implementation == "torch.naive"]
     keys = [key for key, _, _ in traffic._lines(traffic.panel_of("card", naive))]

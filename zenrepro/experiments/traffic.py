@@ -32,7 +32,8 @@ BASELINE = "naive"
 LENGTHS = {
     "smoke": (64, 128, 256, 512),
     "small": (512, 1024, 2048, 4096),
-    "full": (512, 1024, 2048, 4096, 8192, 16384),
+    # To where one head's keys and values no longer fit into the L2 of a large card.
+    "full": (512, 1024, 2048, 4096, 8192, 16384, 32768, 65536, 131072),
 }
 HEADS = {"smoke": 2, "small": 8, "full": 32}
 HEAD_DIM = 128
@@ -40,6 +41,8 @@ HEAD_DIM = 128
 # table of compute capabilities): the M of the bound N²d²/M where the device has no such figure.
 SRAM_BYTES = 227 * 1024
 COUNTED = [("traffic", "least"), ("traffic", "counted"), ("count", "flops")]
+# Of what tiles, on a card that tells its multiprocessors and its L2.
+EXPECTED = [("traffic", "expected")]
 MEASURED = [
     ("traffic", "device"), ("traffic", "l2"), ("traffic", "multiprocessors"),
     ("utilisation", "dram"), ("utilisation", "tensor_pipe"), ("memory", "working"),
@@ -85,6 +88,9 @@ def points(run: session.Session) -> Iterator[Point]:
             if entry in _first_of_each(entries):
                 measure = partial(_counted, entry, case, dtype)
                 yield Point(produces=COUNTED, measure=measure, **common)
+                if entry.algorithm in TILED and blind is None:
+                    measure = partial(_expected, run, case, dtype)
+                    yield Point(produces=EXPECTED, measure=measure, **common)
             if blind is not None and (case, dtype) != pairs[-1]:
                 continue
             unavailable = blind or entry.status(run.hardware, conditions)
@@ -175,7 +181,7 @@ def algorithm_bytes(entry: Entry, case: Case, dtype: str) -> tuple[float, str]:
             heads=case.heads, dtype=dtype,
         )  # fmt: skip
         return least_bytes(case, dtype) + scores, "scores and weights each written and read once"
-    rows = counts.tile_rows(sram_bytes=SRAM_BYTES, head_dim=case.head_dim, dtype=dtype)
+    rows = _rows(case, dtype)
     moved = counts.tiled_attention(
         batch=case.batch, query_len=case.query_len, cache_len=case.cache_len, heads=case.heads,
         kv_heads=case.kv_heads, head_dim=case.head_dim, value_dim=case.value_dim,
@@ -195,6 +201,34 @@ def _counted(entry: Entry, case: Case, dtype: str) -> list[Result]:
         of(quantity="count", metric="flops", unit="FLOP", samples=[work.flops or 0.0],
            method="both products, masked pairs left out"),
     ]  # fmt: skip
+
+
+def _expected(run: session.Session, case: Case, dtype: str) -> list[Result]:
+    """Device memory's bytes by a model of the card's L2: what the counters are held against."""
+    import torch
+
+    card = torch.cuda.get_device_properties(run.backend.index)
+    units, size = int(card.multi_processor_count), int(getattr(card, "L2_cache_size", 0) or 0)
+    result = Result(quantity="traffic", metric="expected", unit="B", kind=Kind.PREDICTED)
+    if size <= 0:
+        result.status, result.reason = Status.UNSUPPORTED, "torch does not tell the size of the L2"
+        return [result]
+    moved = counts.tiled_attention_behind_cache(
+        batch=case.batch, query_len=case.query_len, cache_len=case.cache_len, heads=case.heads,
+        kv_heads=case.kv_heads, head_dim=case.head_dim, value_dim=case.value_dim,
+        causal=case.causal, dtype=dtype, rows=_rows(case, dtype), multiprocessors=units,
+        cache_bytes=size,
+    )  # fmt: skip
+    result.samples = [moved]
+    result.method = (
+        f"{units} multiprocessors read the same keys together; an L2 of {size / 2**20:.0f} MiB "
+        "keeps those of the heads at work, or nothing"
+    )
+    return [result]
+
+
+def _rows(case: Case, dtype: str) -> int:
+    return counts.tile_rows(sram_bytes=SRAM_BYTES, head_dim=case.head_dim, dtype=dtype)
 
 
 def _blind(run: session.Session) -> tuple[Status, str] | None:

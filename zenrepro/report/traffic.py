@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 CAPTION = (
     "Bytes that one call of attention moves, by sequence length. Lines are counted: what must move "
     "(solid), and what the algorithm moves if no cache helps (dashed: scores stored; dotted: every "
-    "tile of queries reads all keys). Points are read from hardware counters, where a machine has "
+    "tile of queries reads all keys; dash-dotted: what a model of the card's L2 leaves of that). Points are read from hardware counters, where a machine has "
     "them: filled for device memory, hollow for what arrives at the multiprocessors."
 )
 # Metrics of traffic, in words.
 WORDS = {
-    "least": "must move", "counted": "the algorithm, no cache",
+    "least": "must move", "counted": "the algorithm, no cache", "expected": "model of the L2",
     "device": "device memory", "l2": "L2", "multiprocessors": "at the multiprocessors",
 }  # fmt: skip
 _SHOWN = (Status.OK, Status.DISTURBED)
@@ -102,7 +102,7 @@ def collect(evidence: Evidence) -> tuple[Any, str]:
 def panel_of(title: str, records: Iterable[Record]) -> dict[str, Any]:
     """What one panel shows: counted and measured series, as plain data."""
     own = list(records)
-    counted = [r for r in own if r.kind is Kind.COUNTED]
+    counted = [r for r in own if r.kind in (Kind.COUNTED, Kind.PREDICTED)]
     measured = [r for r in own if r.kind is Kind.MEASURED]
     return {
         "title": title,
@@ -153,9 +153,10 @@ def _panel(axis: Axes, panel: Mapping[str, Any], names: list[str]) -> None:
     axis.set_title(style.plain(panel["title"]))
 
 
-_STYLES: dict[str, Any] = {"least": "-", "stored": "--", "tiled": ":"}
+_STYLES: dict[str, Any] = {"least": "-", "stored": "--", "tiled": ":", "expected": "-."}
 _LINES = {
     "least": "must move", "stored": "scores stored, no cache", "tiled": "tiles, no cache",
+    "expected": "tiles, model of the L2",
 }  # fmt: skip
 
 
@@ -164,6 +165,7 @@ def _lines(panel: Mapping[str, Any]) -> list[tuple[str, list[int], list[float]]]
     least = [s for s in panel["counted"] if s[1] == "least"]
     moved = {tuple(s[3]): s for s in panel["counted"] if s[1] == "counted"}
     out = [("least", least[0][2], least[0][3])] if least else []
+    out += [("expected", s[2], s[3]) for s in panel["counted"] if s[1] == "expected"][:1]
     ordered = sorted(moved.values(), key=lambda s: s[3][-1])
     keys = ("tiled", "stored") if len(ordered) > 1 else (_only(ordered),)
     return out + [(key, s[2], s[3]) for key, s in zip(keys, ordered, strict=False)]
