@@ -123,7 +123,7 @@ def time_decode(device: Any, *, fp8: bool) -> None:
         q, cache, indices = latent(batch, heads, length, queries)
         stored = torch_cache.quantise(cache) if fp8 else cache
         calls: dict[str, Callable[[], Any]] = {}
-        conditions = {"phase": "decode", "dtype": "bf16"}
+        conditions = {"phase": "decode", "dtype": "bf16"} | ({"format": "fp8_e4m3"} if fp8 else {})
         found = rows(MLA, device, conditions)
         for name, entry in found.items():
             if entry.algorithm == "absorbed":

@@ -241,7 +241,10 @@ def test_what_lies_behind_a_sequence_is_never_seen(entry: Entry) -> None:
     backend = backends.open(entry.backend, "cpu")
     drawn = Problem(backend, BY_NAME["paged_verify"], "fp32", seed=0)
     clean = backend.numpy(drawn.call(entry)())
-    table, held = (np.array(drawn.indices[name]) for name in ("block_table", "cache_seqlens"))
+    table, held = (
+        backend.numpy(drawn.indices[name]).astype(np.int32)
+        for name in ("block_table", "cache_seqlens")
+    )
     used = np.zeros(tuple(drawn.arrays[1].shape[:2]), bool)
     for b, length in enumerate(held):
         for i in range(length):
