@@ -22,8 +22,12 @@
 // then a warpgroup that brings the latent through registers and stores it as bf16.
 #include "hopper.cuh"
 
+// -DEAGER=1: the order of work for few bytes and many products; see consume.
 #ifndef FP8
 #define FP8 0
+#endif
+#ifndef EAGER
+#define EAGER 0
 #endif
 
 namespace {
@@ -52,14 +56,17 @@ constexpr u32 FULL_AT = SUMS_AT + 512;         // [2][9] a chunk has landed
 constexpr u32 EMPTY_AT = FULL_AT + 2 * CHUNKS * 8;  // [2][3] left half, right half, rotary: read
 constexpr u32 Q_FULL_AT = EMPTY_AT + 2 * 3 * 8;
 constexpr u32 Q_EMPTY_AT = Q_FULL_AT + 8;
-constexpr u32 PLAN_AT = Q_EMPTY_AT + 8;
+constexpr u32 PUBLISHED_AT = Q_EMPTY_AT + 8;  // [2] a warpgroup has written P
+constexpr u32 PLAN_AT = PUBLISHED_AT + 16;
 constexpr u32 SHARED_BYTES = PLAN_AT + 512 + 1024;  // the last to round the start up
 static_assert(SHARED_BYTES <= 232448, "more shared memory than a block can have");
 
 // Named barriers.
-constexpr u32 PUBLISHED = 1;  // and 2: warpgroup 0 (1) has written P
-constexpr u32 BOTH = 3;       // the two consumer warpgroups
-constexpr u32 OWN = 4;        // and 5: one consumer warpgroup
+constexpr u32 BOTH = 1;         // the two consumer warpgroups
+constexpr u32 OWN = 2;          // and 3: one consumer warpgroup
+constexpr u32 PART = 4;         // and 5: the part of the first (last) shared sequence is written
+constexpr u32 ALL_PARTS = 6;    // and 7: all blocks have written theirs
+constexpr int WATCHED = CONSUMERS + 32;  // threads at PART and ALL_PARTS: consumers and watcher
 
 struct Problem {
     const int* block_table;
@@ -107,10 +114,10 @@ static_assert(sizeof(Problem) == WANTED_PROBLEM_BYTES, "layout of Problem");
 
 // What a sequence costs besides its pages, in pages: queries, first loads, output.
 #ifndef START_COST
-#define START_COST 4
+#define START_COST 2
 #endif
 #ifndef SNAP
-#define SNAP 4
+#define SNAP 3
 #endif
 constexpr int TRIALS = 4;
 
@@ -301,6 +308,9 @@ DEVICE float quad_sum(float x) {
     x += __shfl_xor_sync(0xffffffffu, x, 1);
     return x + __shfl_xor_sync(0xffffffffu, x, 2);
 }
+// 0 for a row that saw no key; NaN stays NaN.
+DEVICE float reciprocal_or_zero(float sum) { return sum == 0 ? 0.0f : 1.0f / sum; }
+
 DEVICE void multiply(float (&o)[128], float alpha0, float alpha1) {
 #pragma unroll
     for (int i = 0; i < 128; i += 4) {
@@ -313,14 +323,45 @@ DEVICE void multiply(float (&o)[128], float alpha0, float alpha1) {
 
 // ---------------------------------------------------------------- combination
 
+// One warp that has nothing else to do: tells the other blocks that this block's parts are written,
+// and this block's consumers that the others' are.
+DEVICE void watch(const Problem& problem, const Plan& plan, int tile, int tiles, int lane) {
+    if (plan.last < 0) return;
+    const bool shared[2] = {plan.first_splits > 1, plan.last_splits > 1};
+    const int sequence[2] = {plan.first, plan.last};
+    const int splits[2] = {plan.first_splits, plan.last_splits};
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+        if (!shared[i]) continue;
+        barrier_wait(PART + i, WATCHED);
+        if (lane == 0) {
+            __threadfence();
+            atomicAdd(problem.counters + sequence[i] * tiles + tile, 1u);
+        }
+    }
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+        if (!shared[i]) continue;
+        u32* written = problem.counters + sequence[i] * tiles + tile;
+        u32* seen = written + problem.batch * tiles;
+        if (lane == 0) wait_global(written, static_cast<u32>(splits[i]));
+        __syncwarp();
+        barrier_arrive(ALL_PARTS + i, WATCHED);
+        // The last to have seen all makes the counters ready for the next call.
+        if (lane == 0 && atomicAdd(seen, 1u) == static_cast<u32>(splits[i]) - 1) {
+            atomicExch(seen, 0u);
+            atomicExch(written, 0u);
+        }
+    }
+}
+
+// Parts that a lane weighs: 32 lanes serve a sequence split over all blocks of a card.
+constexpr int LANE_PARTS = 5;
+constexpr int MOST_SPLITS = 32 * LANE_PARTS;
+
 // This block's share of a sequence's output tile, from all its parts, in the order of the parts.
 DEVICE void combine(const Problem& problem, char* shared, int sequence, int tile, int tiles,
                     int rows, int splits, int index, int first_block, int thread) {
-    u32* written = problem.counters + sequence * tiles + tile;
-    u32* done = written + problem.batch * tiles;
-    if (thread == 0) wait_global(written, static_cast<u32>(splits));
-    barrier_wait(BOTH, CONSUMERS);
-
     // In groups of four columns.
     const int items = rows * (LATENT / 4);
     const int begin = static_cast<int>(static_cast<long long>(items) * index / splits);
@@ -330,31 +371,40 @@ DEVICE void combine(const Problem& problem, char* shared, int sequence, int tile
     float* weights = reinterpret_cast<float*>(shared + KV_AT);  // [row][split]
     const int warp = thread / 32, lane = thread % 32;
     for (int r = warp; r < row_count; r += CONSUMERS / 32) {
+        float2 part[LANE_PARTS];  // maximum, sum
         float maximum = -infinity();
-        for (int k = lane; k < splits; k += 32) {
-            int slot = part_slot(first_block + k, k, tiles, tile);
-            maximum = fmaxf(maximum, load_l2(problem.part_sums + slot * TILE +
-                                                    first_row + r).x);
+#pragma unroll
+        for (int j = 0; j < LANE_PARTS; ++j) {
+            const int k = lane + 32 * j;
+            part[j] = make_float2(-infinity(), 0);
+            if (k < splits) {
+                const int slot = part_slot(first_block + k, k, tiles, tile);
+                part[j] = load_l2(problem.part_sums + slot * TILE + first_row + r);
+            }
         }
+#pragma unroll
+        for (int j = 0; j < LANE_PARTS; ++j) maximum = fmaxf(maximum, part[j].x);
 #pragma unroll
         for (int step = 16; step > 0; step /= 2) {
             maximum = fmaxf(maximum, __shfl_xor_sync(0xffffffffu, maximum, step));
         }
         if (maximum == -infinity()) maximum = 0;
         float sum = 0;
-        for (int k = lane; k < splits; k += 32) {
-            int slot = part_slot(first_block + k, k, tiles, tile);
-            float2 part = load_l2(problem.part_sums + slot * TILE + first_row + r);
-            float weight = exp2_fast(part.x - maximum);
-            weights[r * splits + k] = weight;
-            sum += weight * part.y;
+#pragma unroll
+        for (int j = 0; j < LANE_PARTS; ++j) {
+            part[j].x = exp2_fast(part[j].x - maximum);
+            sum += part[j].x * part[j].y;
         }
 #pragma unroll
         for (int step = 16; step > 0; step /= 2) {
             sum += __shfl_xor_sync(0xffffffffu, sum, step);
         }
-        float inverse = sum > 0 ? 1.0f / sum : (sum == 0 ? 0.0f : sum);
-        for (int k = lane; k < splits; k += 32) weights[r * splits + k] *= inverse;
+        const float inverse = reciprocal_or_zero(sum);
+#pragma unroll
+        for (int j = 0; j < LANE_PARTS; ++j) {
+            const int k = lane + 32 * j;
+            if (k < splits) weights[r * splits + k] = part[j].x * inverse;
+        }
     }
     barrier_wait(BOTH, CONSUMERS);
 
@@ -369,21 +419,18 @@ DEVICE void combine(const Problem& problem, char* shared, int sequence, int tile
         const bool mine = item < end;
         float4 sum = make_float4(0, 0, 0, 0);
         if (mine) {
-            const int row = item / (LATENT / 4);
-            const float* weight = weights + (row - first_row) * splits;
+            const float* weight = weights + (item / (LATENT / 4) - first_row) * splits;
             const float4* part = reinterpret_cast<const float4*>(problem.parts) + item;
-#pragma unroll 4
+#pragma unroll 8
             for (int k = group; k < splits; k += groups) {
-                int slot = part_slot(first_block + k, k, tiles, tile);
-                float4 x = load_l2(part + static_cast<long long>(slot) *
-                                                     (TILE * LATENT / 4));
-                float w = weight[k];
-                if (w != 0) {  // a part that saw no key may hold anything
-                    sum.x += w * x.x;
-                    sum.y += w * x.y;
-                    sum.z += w * x.z;
-                    sum.w += w * x.w;
-                }
+                const int slot = part_slot(first_block + k, k, tiles, tile);
+                const float4 x =
+                    load_l2(part + static_cast<long long>(slot) * (TILE * LATENT / 4));
+                const float w = weight[k];
+                sum.x += w * x.x;
+                sum.y += w * x.y;
+                sum.z += w * x.z;
+                sum.w += w * x.w;
             }
         }
         if (groups > 1) {  // then one pass covers all items
@@ -391,7 +438,7 @@ DEVICE void combine(const Problem& problem, char* shared, int sequence, int tile
             barrier_wait(BOTH, CONSUMERS);
             if (group == 0) {
                 for (int k = 1; k < groups; ++k) {
-                    float4 x = scratch[thread + k * width];
+                    const float4 x = scratch[thread + k * width];
                     sum.x += x.x;
                     sum.y += x.y;
                     sum.z += x.z;
@@ -400,19 +447,13 @@ DEVICE void combine(const Problem& problem, char* shared, int sequence, int tile
             }
         }
         if (mine && group == 0) {
-            uint2 packed = make_uint2(pack<BF16>(sum.x, sum.y), pack<BF16>(sum.z, sum.w));
-            long long tile_row = static_cast<long long>(sequence) * problem.query_len *
-                                     problem.heads + tile * TILE;
-            reinterpret_cast<uint2*>(problem.out)[tile_row * (LATENT / 4) + item] = packed;
+            const long long tile_row =
+                static_cast<long long>(sequence) * problem.query_len * problem.heads + tile * TILE;
+            reinterpret_cast<uint2*>(problem.out)[tile_row * (LATENT / 4) + item] =
+                make_uint2(pack<BF16>(sum.x, sum.y), pack<BF16>(sum.z, sum.w));
         }
     }
-    barrier_wait(BOTH, CONSUMERS);
-    if (thread == 0) {  // the last to leave makes the counters ready for the next call
-        if (atomicAdd(done, 1u) == static_cast<u32>(splits) - 1) {
-            atomicExch(done, 0u);
-            atomicExch(written, 0u);
-        }
-    }
+    barrier_wait(BOTH, CONSUMERS);  // weights and scratch have been read
 }
 
 // ---------------------------------------------------------------- producer
@@ -617,6 +658,10 @@ DEVICE void release(u32 barrier, int lane) {
     if (lane == 0) mbarrier_arrive(barrier);
 }
 
+// EAGER: a warpgroup begins with the scores of its page before it has added the values of the page
+// before, whichever comes first, page by page and chunk by chunk. It keeps the tensor cores busy
+// when data come faster than the products are done (many query rows; FP8), at a rendezvous of the
+// warpgroup a chunk. Else the order is fixed.
 DEVICE void consume(const Problem& problem, char* shared_pointer, const Plan& plan, int block,
                     int tile, int tiles, int group) {
     const u32 shared = shared_address(shared_pointer);
@@ -626,6 +671,14 @@ DEVICE void consume(const Problem& problem, char* shared_pointer, const Plan& pl
     const int row0 = warp * 16 + lane / 4, row1 = row0 + 8;  // this thread's, in the tile
     const int query0 = (tile * TILE + row0) / problem.heads;
     const int query1 = (tile * TILE + row1) / problem.heads;
+    const u32 published = shared + PUBLISHED_AT;
+    // Where a page of this warpgroup lies, and where one of the other.
+    const u32 own_kv = shared + KV_AT + group * PAGE_BYTES;
+    const u32 other_kv = shared + KV_AT + (1 - group) * PAGE_BYTES;
+    const u32 own_full = shared + FULL_AT + group * CHUNKS * 8;
+    const u32 other_full = shared + FULL_AT + (1 - group) * CHUNKS * 8;
+    const u32 own_empty = shared + EMPTY_AT + group * 3 * 8;
+    const u32 other_empty = shared + EMPTY_AT + (1 - group) * 3 * 8;
 
     float o[128];
     u32 step = 0, segment = 0;
@@ -640,37 +693,91 @@ DEVICE void consume(const Problem& problem, char* shared_pointer, const Plan& pl
         const int limit1 = length - problem.query_len + 1 + query1;
         const int unmasked = length - problem.query_len + 1;  // seen by every row
         float maximum0 = -infinity(), maximum1 = -infinity(), sum0 = 0, sum1 = 0;
+#pragma unroll
+        for (int i = 0; i < 128; ++i) o[i] = 0;
+
+        // O = O alpha + P V for a page whose P is the other warpgroup's. In flight on return.
+        auto add_other = [&](int page, u32 parity) {
+            mbarrier_wait(published + (1 - group) * 8, parity);
+            maximum0 = load_shared(shared + MAXIMA_AT + row0 * 4);
+            maximum1 = load_shared(shared + MAXIMA_AT + row1 * 4);
+            const float alpha0 = load_shared(shared + ALPHA_AT + row0 * 4);
+            const float alpha1 = load_shared(shared + ALPHA_AT + row1 * 4);
+            sum0 *= alpha0;
+            sum1 *= alpha1;
+            // Landed long ago (P comes of it), but this warpgroup has to have seen it.
+#pragma unroll
+            for (int c = 0; c < 4; ++c) mbarrier_wait(other_full + (group * 4 + c) * 8, parity);
+            const u32 values = other_kv + group * 4 * CHUNK_BYTES;
+            const int valid = length - page * PAGE;
+            if (!FP8 && valid < PAGE) clear_values(other_kv, valid, group, thread);
+            const bool fresh = page == begin;
+            if (!fresh && __any_sync(0xffffffffu, alpha0 != 1 || alpha1 != 1)) {
+                multiply(o, alpha0, alpha1);
+            }
+            registers_pin(o);
+            wgmma_fence();
+#pragma unroll
+            for (int k = 0; k < 4; ++k) {
+                const u64 a = matrix_descriptor(shared + P_AT + k * 32, 1024);
+                const u64 b = matrix_descriptor(values + k * 2048, 1024, CHUNK_BYTES);
+                Wgmma<256, BF16>::template ss<true>(o, a, b, 1);
+            }
+            wgmma_commit();
+        };
+
+        // Whether the other warpgroup's P is there before chunk i of this one's page. All of the
+        // warpgroup goes by what its first warp saw.
+        auto other_first = [&](int i, u32 before) {
+            const u32 parity = (step >> 1) & 1;
+            while (true) {
+                bool vote = false;
+                if (warp == 0) {
+                    const u32 landed = own_full + (i == 0 ? ROTARY : i - 1) * 8;
+                    vote = lane == 0 ? mbarrier_test(published + (1 - group) * 8, before)
+                                     : lane < 3 && mbarrier_test(landed, parity);
+                }
+                const u32 votes = __shfl_sync(0xffffffffu, barrier_count(OWN + group, 128, vote), 0);
+                if (votes) return (votes & 1) != 0;
+            }
+        };
 
         for (int page = begin; page < end; ++page, ++step) {
-            const u32 buffer = step & 1, parity = (step >> 1) & 1;
-            const u32 kv = shared + KV_AT + buffer * PAGE_BYTES;
-            const u32 full = shared + FULL_AT + buffer * CHUNKS * 8;
-            const u32 empty = shared + EMPTY_AT + buffer * 3 * 8;
-            const u32 values = kv + group * 4 * CHUNK_BYTES;
+            const u32 parity = (step >> 1) & 1;
             const bool fresh = page == begin;
-            const int valid = length - page * PAGE;
+            if ((step & 1) != static_cast<u32>(group)) {
+                if (EAGER && page + 1 < end) continue;  // with this warpgroup's next page
+                add_other(page, parity);
+                wgmma_wait<0>();
+                registers_pin(o);
+                release(other_empty + group * 8, lane);
+                continue;
+            }
 
-            if (buffer == static_cast<u32>(group)) {
-                float s[32];
-                if (fresh) mbarrier_wait(shared + Q_FULL_AT, segment & 1);
-                wgmma_fence();
+            // S = Q K^T.
+            float s[32];
+            auto multiply_chunks = [&](int from, int to) {
 #pragma unroll
                 for (int i = 0; i < CHUNKS; ++i) {
+                    if (i < from || i >= to) continue;
                     const int c = i == 0 ? ROTARY : i - 1;
-                    mbarrier_wait(full + c * 8, parity);
+                    mbarrier_wait(own_full + c * 8, parity);
+                    wgmma_fence();
                     const u64 a = matrix_descriptor(shared + Q_AT + c * CHUNK_BYTES, 1024);
-                    const u64 b = matrix_descriptor(kv + c * CHUNK_BYTES, 1024);
+                    const u64 b = matrix_descriptor(own_kv + c * CHUNK_BYTES, 1024);
 #pragma unroll
                     for (int k = 0; k < 4; ++k) {
                         Wgmma<64, BF16>::ss(s, descriptor_advance(a, k * 32),
                                             descriptor_advance(b, k * 32), i + k > 0);
                     }
                 }
-                wgmma_commit();
-                wgmma_wait<0>();
+            };
+            // P = exp2(S scale log2 e - maximum), in the registers of a product's left operand.
+            u32 p[16];
+            float alpha0, alpha1;
+            auto softmax = [&]() {
                 registers_pin(s);
-                release(empty + 2 * 8, lane);
-
+                release(own_empty + 2 * 8, lane);
                 if (page * PAGE + PAGE > unmasked) {
 #pragma unroll
                     for (int i = 0; i < 32; ++i) {
@@ -688,83 +795,104 @@ DEVICE void consume(const Problem& problem, char* shared_pointer, const Plan& pl
                 const float new1 = fmaxf(maximum1, quad_max(top1) * problem.scale_log2);
                 const float base0 = new0 == -infinity() ? 0 : new0;
                 const float base1 = new1 == -infinity() ? 0 : new1;
-                const float alpha0 = exp2_fast(maximum0 - base0);
-                const float alpha1 = exp2_fast(maximum1 - base1);
+                alpha0 = exp2_fast(maximum0 - base0);
+                alpha1 = exp2_fast(maximum1 - base1);
                 maximum0 = new0;
                 maximum1 = new1;
                 sum0 *= alpha0;
                 sum1 *= alpha1;
-                u32 p[16];
 #pragma unroll
                 for (int i = 0; i < 32; i += 4) {
-                    float x0 = exp2_fast(s[i] * problem.scale_log2 - base0);
-                    float x1 = exp2_fast(s[i + 1] * problem.scale_log2 - base0);
-                    float y0 = exp2_fast(s[i + 2] * problem.scale_log2 - base1);
-                    float y1 = exp2_fast(s[i + 3] * problem.scale_log2 - base1);
+                    const float x0 = exp2_fast(s[i] * problem.scale_log2 - base0);
+                    const float x1 = exp2_fast(s[i + 1] * problem.scale_log2 - base0);
+                    const float y0 = exp2_fast(s[i + 2] * problem.scale_log2 - base1);
+                    const float y1 = exp2_fast(s[i + 3] * problem.scale_log2 - base1);
                     sum0 += x0 + x1;
                     sum1 += y0 + y1;
                     p[i / 2] = pack<BF16>(x0, x1);
                     p[i / 2 + 1] = pack<BF16>(y0, y1);
                 }
-                // P for the other warpgroup: rows of 128 bytes, swizzled as TMA would.
-#pragma unroll
-                for (int k = 0; k < 4; ++k) {
-                    const u32 row = warp * 16 + lane % 16, unit = k * 2 + lane / 16;
-                    stmatrix_x4(shared + P_AT + row * 128 + ((unit ^ (row & 7)) << 4), p[4 * k],
-                                p[4 * k + 1], p[4 * k + 2], p[4 * k + 3]);
-                }
-                if (lane % 4 == 0) {
-                    store_shared(shared + MAXIMA_AT + row0 * 4, maximum0);
-                    store_shared(shared + MAXIMA_AT + row1 * 4, maximum1);
-                    store_shared(shared + ALPHA_AT + row0 * 4, alpha0);
-                    store_shared(shared + ALPHA_AT + row1 * 4, alpha1);
-                }
-                fence_async_shared();
-                barrier_arrive(PUBLISHED + group, CONSUMERS);
-
-                if (!FP8 && valid < PAGE) clear_values(kv, valid, group, thread);
-                if (!fresh && __any_sync(0xffffffffu, alpha0 != 1 || alpha1 != 1)) {
-                    multiply(o, alpha0, alpha1);
-                }
-                registers_pin(o);
-                wgmma_fence();
-#pragma unroll
-                for (int k = 0; k < 4; ++k) {
-                    const u64 b = matrix_descriptor(values + k * 2048, 1024, CHUNK_BYTES);
-                    Wgmma<256, BF16>::template rs<true>(o, p[4 * k], p[4 * k + 1], p[4 * k + 2],
-                                                        p[4 * k + 3], b, k > 0 || !fresh);
-                }
+            };
+            if (fresh) mbarrier_wait(shared + Q_FULL_AT, segment & 1);
+            if (!EAGER || fresh) {
+                multiply_chunks(0, CHUNKS);
                 wgmma_commit();
                 wgmma_wait<0>();
-                registers_pin(o);
+                softmax();
             } else {
-                barrier_wait(PUBLISHED + 1 - group, CONSUMERS);
-                maximum0 = load_shared(shared + MAXIMA_AT + row0 * 4);
-                maximum1 = load_shared(shared + MAXIMA_AT + row1 * 4);
-                const float alpha0 = load_shared(shared + ALPHA_AT + row0 * 4);
-                const float alpha1 = load_shared(shared + ALPHA_AT + row1 * 4);
-                sum0 *= alpha0;
-                sum1 *= alpha1;
-                // Landed long ago (P comes of it), but this warpgroup has to have seen it.
-#pragma unroll
-                for (int c = 0; c < 4; ++c) mbarrier_wait(full + (group * 4 + c) * 8, parity);
-                if (!FP8 && valid < PAGE) clear_values(kv, valid, group, thread);
-                if (!fresh && __any_sync(0xffffffffu, alpha0 != 1 || alpha1 != 1)) {
-                    multiply(o, alpha0, alpha1);
+                const u32 before = ((step - 1) >> 1) & 1;  // parity of the page before
+                // The other's P is there: its product, then the rest of these scores.
+                auto other_then_rest = [&](int i) {
+                    wgmma_commit();
+                    wgmma_wait<0>();
+                    add_other(page - 1, before);
+                    wgmma_wait<0>();
+                    registers_pin(o);
+                    release(other_empty + group * 8, lane);
+                    multiply_chunks(i, CHUNKS);
+                    wgmma_commit();
+                    wgmma_wait<0>();
+                    softmax();
+                };
+                // Written out, since the compiler serialises products that are in flight on one
+                // of two ways that meet.
+                if (other_first(0, before)) {
+                    other_then_rest(0);
+                } else {
+                    multiply_chunks(0, 3);
+                    if (other_first(3, before)) {
+                        other_then_rest(3);
+                    } else {
+                        multiply_chunks(3, 6);
+                        if (other_first(6, before)) {
+                            other_then_rest(6);
+                        } else {
+                            multiply_chunks(6, CHUNKS);
+                            wgmma_commit();
+                            add_other(page - 1, before);
+                            wgmma_wait<1>();
+                            softmax();
+                            wgmma_wait<0>();
+                            registers_pin(o);
+                            release(other_empty + group * 8, lane);
+                        }
+                    }
                 }
-                registers_pin(o);
-                wgmma_fence();
-#pragma unroll
-                for (int k = 0; k < 4; ++k) {
-                    const u64 a = matrix_descriptor(shared + P_AT + k * 32, 1024);
-                    const u64 b = matrix_descriptor(values + k * 2048, 1024, CHUNK_BYTES);
-                    Wgmma<256, BF16>::template ss<true>(o, a, b, k > 0 || !fresh);
-                }
-                wgmma_commit();
-                wgmma_wait<0>();
-                registers_pin(o);
             }
-            release(empty + group * 8, lane);
+            // P for the other warpgroup: rows of 128 bytes, swizzled as TMA would.
+#pragma unroll
+            for (int k = 0; k < 4; ++k) {
+                const u32 row = warp * 16 + lane % 16, unit = k * 2 + lane / 16;
+                stmatrix_x4(shared + P_AT + row * 128 + ((unit ^ (row & 7)) << 4), p[4 * k],
+                            p[4 * k + 1], p[4 * k + 2], p[4 * k + 3]);
+            }
+            if (lane % 4 == 0) {
+                store_shared(shared + MAXIMA_AT + row0 * 4, maximum0);
+                store_shared(shared + MAXIMA_AT + row1 * 4, maximum1);
+                store_shared(shared + ALPHA_AT + row0 * 4, alpha0);
+                store_shared(shared + ALPHA_AT + row1 * 4, alpha1);
+            }
+            fence_async_shared();
+            release(published + group * 8, lane);
+
+            const u32 values = own_kv + group * 4 * CHUNK_BYTES;
+            const int valid = length - page * PAGE;
+            if (!FP8 && valid < PAGE) clear_values(own_kv, valid, group, thread);
+            if (!fresh && __any_sync(0xffffffffu, alpha0 != 1 || alpha1 != 1)) {
+                multiply(o, alpha0, alpha1);
+            }
+            registers_pin(o);
+            wgmma_fence();
+#pragma unroll
+            for (int k = 0; k < 4; ++k) {
+                const u64 b = matrix_descriptor(values + k * 2048, 1024, CHUNK_BYTES);
+                Wgmma<256, BF16>::template rs<true>(o, p[4 * k], p[4 * k + 1], p[4 * k + 2],
+                                                    p[4 * k + 3], b, 1);
+            }
+            wgmma_commit();
+            wgmma_wait<0>();
+            registers_pin(o);
+            release(own_empty + group * 8, lane);
         }
         release(shared + Q_EMPTY_AT, lane);
         ++segment;
@@ -785,8 +913,8 @@ DEVICE void consume(const Problem& problem, char* shared_pointer, const Plan& pl
 
         const int column = group * 256 + lane % 4 * 2;
         if (begin == 0 && end == pages) {
-            const float inverse0 = sum0 > 0 ? 1.0f / sum0 : (sum0 == 0 ? 0.0f : sum0);
-            const float inverse1 = sum1 > 0 ? 1.0f / sum1 : (sum1 == 0 ? 0.0f : sum1);
+            const float inverse0 = reciprocal_or_zero(sum0);
+            const float inverse1 = reciprocal_or_zero(sum1);
             u16* out = problem.out +
                        (static_cast<long long>(sequence) * rows_all + tile * TILE) * LATENT +
                        column;
@@ -819,11 +947,7 @@ DEVICE void consume(const Problem& problem, char* shared_pointer, const Plan& pl
                 problem.part_sums[slot * TILE + row0] = make_float2(maximum0, sum0);
                 problem.part_sums[slot * TILE + row1] = make_float2(maximum1, sum1);
             }
-            __threadfence();
-            barrier_wait(BOTH, CONSUMERS);
-            if (group == 0 && thread == 0) {
-                atomicAdd(problem.counters + sequence * tiles + tile, 1u);
-            }
+            barrier_arrive(sequence == plan.first ? PART : PART + 1, WATCHED);
         }
     }
 
@@ -837,13 +961,15 @@ DEVICE void consume(const Problem& problem, char* shared_pointer, const Plan& pl
         }
     }
 
-    const int all = group * 128 + thread;
     if (plan.last < 0) return;
+    const int all = group * 128 + thread;
     if (plan.first_splits > 1) {
+        barrier_wait(ALL_PARTS, WATCHED);
         combine(problem, shared_pointer, plan.first, tile, tiles, rows, plan.first_splits,
                 plan.first_index, plan.first_block, all);
     }
     if (plan.last_splits > 1) {
+        barrier_wait(ALL_PARTS + 1, WATCHED);
         combine(problem, shared_pointer, plan.last, tile, tiles, rows, plan.last_splits,
                 plan.last_index, plan.last_block, all);
     }
@@ -860,7 +986,7 @@ mla_decode(const __grid_constant__ TensorMap q_map, const __grid_constant__ Tens
     char* shared_pointer = memory + (shared - shared_address(memory));
     const u32 warp = warp_index();
     const int tile = blockIdx.x % tiles, block = blockIdx.x / tiles;
-    const int blocks = gridDim.x / tiles;
+    const int blocks = min(static_cast<int>(gridDim.x) / tiles, MOST_SPLITS);
     Plan* plan = reinterpret_cast<Plan*>(shared_pointer + PLAN_AT);
     int* scratch = reinterpret_cast<int*>(shared_pointer + PLAN_AT + 64);
 
@@ -873,6 +999,7 @@ mla_decode(const __grid_constant__ TensorMap q_map, const __grid_constant__ Tens
         for (int i = 0; i < 2 * 3; ++i) mbarrier_init(shared + EMPTY_AT + i * 8, 4);
         mbarrier_init(shared + Q_FULL_AT, 1);
         mbarrier_init(shared + Q_EMPTY_AT, 8);
+        for (int i = 0; i < 2; ++i) mbarrier_init(shared + PUBLISHED_AT + i * 8, 4);
         mbarrier_init_fence();
     }
     make_plan(problem, block, blocks, plan, scratch);
@@ -887,6 +1014,7 @@ mla_decode(const __grid_constant__ TensorMap q_map, const __grid_constant__ Tens
         } else if (warp == 8) {
             produce(problem, &q_map, &kv_map, shared, mine, tile, tiles, lane);
         }
+        if (warp == 11) watch(problem, mine, tile, tiles, lane);
     } else {
         registers_claim<FP8 ? 192 : 240>();
         consume(problem, shared_pointer, mine, block, tile, tiles, warp / 4);
