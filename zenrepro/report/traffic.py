@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 CAPTION = (
     "Bytes that one call of attention moves, by sequence length. Lines are counted: what must move "
     "(solid), and what the algorithm moves if no cache helps (dashed: scores stored; dotted: every "
-    "tile of queries reads all keys; dash-dotted: what a model of the card's L2 leaves of that). Points are read from hardware counters, where a machine has "
-    "them: filled for device memory, hollow for what arrives at the multiprocessors."
+    "tile of queries reads all keys; dash-dotted: what a model of the card's L2 leaves of that). "
+    "Points are read from hardware counters, where a machine has them: filled for device memory, "
+    "hollow for what arrives at the multiprocessors."
 )
 # Metrics of traffic, in words.
 WORDS = {
