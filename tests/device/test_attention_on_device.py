@@ -47,7 +47,11 @@ def judged(backend: Any, device: Any, entry: Entry, case: Case, dtype: str) -> s
 @pytest.mark.parametrize("entry", ROWS, ids=lambda entry: entry.name)
 def test_contract(backend: Any, device: Any, entry: Entry, dtype: str) -> None:
     refused = {}
-    cases = (*CASES["smoke"], *CONTRACT)
+    cases = [
+        case
+        for case in (*CASES["smoke"], *CONTRACT)
+        if dtype != "fp8_e4m3" or case.layout == "dense"  # what FP8 is measured on
+    ]
     for case in cases:
         reason = judged(backend, device, entry, case, dtype)
         if reason is not None:
