@@ -73,6 +73,23 @@ TABLE: tuple[Entry, ...] = check_table(
             paper="Dao et al. 2023, Flash-Decoding, over DeepSeek-V2's absorbed latent",
         ),
         Entry(
+            name="torch.hopper",
+            backend="torch",
+            algorithm="hopper",
+            origin=Origin.OURS,
+            function="zenrepro.ops.mla.torch_hopper:decode",
+            compiled=False,
+            sources=("kernels/cuda/mla_decode_hopper.cu", "kernels/cuda/hopper.cuh"),
+            needs=Needs(
+                dtypes={"cuda": ("bf16",)},
+                phases=("decode",),
+                architectures=((9, 0),),
+                formats=("fp8_e4m3",),
+                packages=("cuda.bindings",),
+            ),
+            paper="Shah et al. 2024, FlashAttention-3, over DeepSeek-V2's absorbed latent",
+        ),
+        Entry(
             name="torch.fused",
             backend="torch",
             algorithm="fused",
