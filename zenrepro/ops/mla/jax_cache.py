@@ -19,15 +19,28 @@ def allocate(pages: int, *, dtype: Any = None) -> jax.Array:
     if pages < 1:
         raise ValueError(f"pages: wants at least one, got {pages}")
     width = FP8_ROW_BYTES if dtype is None else ROW
-    return jnp.zeros((pages, PAGE, width), dtype or jnp.uint8)
+    return row_major(jnp.zeros((pages, PAGE, width), dtype or jnp.uint8))
+
+
+def row_major(cache: jax.Array) -> jax.Array:
+    """The cache with its rows one after the other in memory, which jit then keeps to.
+
+    A TPU's tiles pad rows of 576 to 640. Of a large pool XLA would rather lay the pages innermost,
+    where they need less padding; a kernel that reads pages would then copy the whole pool first, in
+    every step (counted by compiling for a v5e: tests/tpu).
+    """
+    import jax
+    from jax.experimental.layout import Format, Layout
+
+    return jax.device_put(cache, Format(Layout(major_to_minor=(0, 1, 2)), cache.sharding))
 
 
 def append(cache: jax.Array, rows: jax.Array, slots: jax.Array) -> jax.Array:
     """The cache [P, 64, 576 or 656] with rows [N, 576] at slots int32 [N] (page * 64 + row).
 
     Quantises where the cache is FP8. A slot outside the cache writes nothing, so that a step of
-    fixed shape may leave some of its rows out. Jit it with the cache donated to write in place.
-    Raises ValueError.
+    fixed shape may leave some of its rows out. To write in place, jit it with the cache donated and
+    ``out_shardings=cache.format``, which keeps the pool ``row_major``. Raises ValueError.
     """
     import jax.numpy as jnp
 

@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
 def pages_per_chunk(query_rows: int, element_bytes: int) -> int:
     """Pages that the kernel multiplies at a time: 512 rows, in bf16 640 KB and 0.8 µs of a v5e's
-    bandwidth. The fp32 scores of many query rows against them, with six passes for an fp32
-    product, leave the 16 MB of VMEM that a kernel may take: then 128."""
-    return 8 if query_rows * element_bytes <= 2048 else 2
+    bandwidth. The parts of fp32 products of many query rows with them do not fit the 16 MB of VMEM
+    that a kernel may take: then 128."""
+    return 8 if element_bytes <= 2 or query_rows <= 256 else 2
 
 
 def decode(

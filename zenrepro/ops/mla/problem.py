@@ -13,7 +13,7 @@ from zenrepro.backends import Backend
 from zenrepro.ops.attention.problem import picks
 from zenrepro.ops.entry import Entry
 from zenrepro.ops.gate import Verdict, judge, relative_error
-from zenrepro.ops.mla import reference
+from zenrepro.ops.mla import jax_cache, reference
 from zenrepro.ops.mla.cache import quantise
 from zenrepro.ops.mla.cases import Case, bound
 from zenrepro.ops.mla.sizes import LATENT, NOPE, PAGE, QUERY, ROW, SCALE, VALUE
@@ -68,6 +68,8 @@ class Problem:
             )
             repeated = np.arange(pages, dtype=np.int32) % len(drawn)
             cache = backend.whole(quantise(drawn))[backend.whole(repeated)]
+        if backend.name == "jax":
+            cache = jax_cache.row_major(cache)  # as a pool that is served from is allocated
         self.lengths, self.table = lengths, table
         self.arrays = (q, cache)
         self.indices = {
