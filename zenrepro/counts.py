@@ -186,25 +186,30 @@ def tiled_attention_behind_cache(
 ) -> float:
     """Bytes of device memory that tiled attention moves behind a cache, as a model has it.
 
-    Each multiprocessor works on one tile of ``rows`` queries, tiles follow each other head by
-    head, and those at work at a time read the same keys at about the same time, so that device
-    memory sees them once. While the cache holds the keys and values of the heads at work, that is
-    once in all; when it does not, once for every round of tiles that a head needs.
+    Tiles of ``rows`` queries follow each other head by head; each round, every multiprocessor takes
+    the next one, and all pass over their keys in step, so that those on one head read its keys
+    from device memory once. The next round finds them in the cache if it holds all keys and values
+    of the heads at work, and reads them again if not (a cache that drops the least recently used
+    keeps nothing of a pass that is longer than it is). Masked keys are left out on average.
     """
     _positive(rows=rows, multiprocessors=multiprocessors, cache_bytes=cache_bytes)
     work = attention(
         batch=batch, query_len=query_len, cache_len=cache_len, heads=heads, kv_heads=kv_heads,
         head_dim=head_dim, value_dim=value_dim, causal=causal, dtype=dtype,
     )  # fmt: skip
-    least = work.bytes or 0.0
     tiles = math.ceil(query_len / rows) * heads // kv_heads  # that read the same keys
-    at_work = min(batch * kv_heads, math.ceil(multiprocessors / tiles))
+    groups = batch * kv_heads
+    at_work = min(groups, math.ceil(multiprocessors / tiles))
     one = cache_len * (head_dim + value_dim) * element_bytes(dtype)
-    if at_work * one <= cache_bytes:
-        return least
-    again = max(0.0, tiles / multiprocessors - 1.0)
-    seen = attended_pairs(query_len, cache_len, causal) / (query_len * cache_len)
-    return least + again * seen * batch * kv_heads * one
+    again = 0.0
+    if at_work * one > cache_bytes:
+        passes = sum(
+            ((g + 1) * tiles - 1) // multiprocessors - g * tiles // multiprocessors + 1
+            for g in range(groups)
+        )
+        seen = attended_pairs(query_len, cache_len, causal) / (query_len * cache_len)
+        again = max(0.0, passes * seen - groups)
+    return (work.bytes or 0.0) + again * one
 
 
 def ragged_lengths(batch: int, cache_len: int, skew: float) -> tuple[int, ...]:
