@@ -36,7 +36,7 @@ STATE, UNFINISHED, LOG = "zenrepro-setup.json", "zenrepro-unfinished", "zenrepro
 MANDATORY = ("core", "run", "test", "lint", "lab", "project")
 STEPS = (
     "core", "run", "test", "lint", "lab", "energy", "torch", "triton", "cuda", "jax", "mlx",
-    "project",
+    "tpu-compiler", "project",
 )  # fmt: skip
 EVERY_RUN = ("core", "run", "energy", "torch", "triton", "cuda", "jax", "mlx", "project")
 PURPOSES = {
@@ -44,7 +44,7 @@ PURPOSES = {
     "report": EVERY_RUN,
     "lab": (*EVERY_RUN, "lab"),
     "check": ("core", "lint", "project"),
-    "test": (*EVERY_RUN, "test", "lint"),
+    "test": (*EVERY_RUN, "test", "lint", "tpu-compiler"),
 }
 SYSTEM = {"report": ("tex",), "evidence": ("tex",), "test": ("tex", "tests")}
 
@@ -331,6 +331,9 @@ class Setup:
             # asked of the configured indexes first, so that a mirror or a local file is enough.
             build = f"torch=={locked_version(self.lock, 'torch')}+cpu"
             return [[*locked, build], [*locked, "--extra-index-url", TORCH_CPU_INDEX, build]]
+        if step == "tpu-compiler":  # beside the environment: see pyproject.toml
+            beside = ["--no-deps", "--upgrade", "--target", str(self.venv / "tpu-compiler")]
+            return [[*beside, *declared["project"]["optional-dependencies"][step]]]
         extra = PLATFORMS[self.platform].get("extras", {}).get(step, step)
         return [[*locked, *declared["project"]["optional-dependencies"][extra]]]
 
