@@ -74,6 +74,19 @@ def test_nothing_is_measured_twice_and_selecting_makes_nothing_stale(
     assert [r.samples for r in again] == [r.samples for r in first]
 
 
+def test_records_name_what_an_implementation_loads_besides_its_backend(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = {"backend": "torch", "phase": "decode", "dtype": "fp32", "layout": "dense"}
+    plain = run(start("attention", implementations="naive", **given))
+    assert all("flash-attn-4" not in record.environment.packages for record in plain)
+    monkeypatch.setattr(Entry, "versions", lambda self: {"flash-attn-4": "4.0.0"})
+    opened = start("attention", implementations="sdpa_flash", **given)
+    assert {r.environment.packages["flash-attn-4"] for r in run(opened)} == {"4.0.0"}
+    again = start("attention", implementations="sdpa_flash", **given)
+    assert [why for _, why in again.plan(attention.points(again))] == [None]  # still fresh
+
+
 def test_what_cannot_run_here_is_two_records_with_the_reason(start: Start) -> None:
     given = {"backend": "torch", "phase": "decode", "implementations": "sdpa_cudnn"}
     opened = start("attention", layout="dense", **given)

@@ -7,12 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from zenrepro import conditions, counts
 from zenrepro.ops.attention import CASES, TABLE
 from zenrepro.ops.attention.cases import CONTRACT
-from zenrepro.ops.entry import Entry, Needs, check_table
+from zenrepro.ops.entry import Entry, Needs, check_table, installed
 from zenrepro.records import Origin, Status
 
 REPORT = next(case for case in CASES["full"] if case.name == "report")
@@ -43,7 +44,9 @@ def test_each_row_is_literal_and_its_module_defines_the_function() -> None:
     for entry in TABLE:
         module, _, name = entry.function.partition(":")
         tree = ast.parse((root / (module.replace(".", "/") + ".py")).read_text())
-        assert name in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+        defined = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+        layouts = {layout for layout in entry.needs.layouts if layout != "dense"}
+        assert {name, *(f"{name}_{layout}" for layout in layouts)} <= defined
         for source in entry.sources:
             assert (root / source).is_file()
 
@@ -121,6 +124,55 @@ def test_needs_of_later_kernels() -> None:
     some = row("torch.x", phases=("decode",), head_dims=(64, 128))
     assert "serves decode" in str(some.available(CPU, {"phase": "prefill"}).reason)
     assert "head_dim 64, 128, not 80" in str(some.available(CPU, {"head_dim": 80}).reason)
+
+
+def test_layouts_pages_dims_and_exact_architectures() -> None:
+    paged = {"layout": "paged", "page_size": 16}
+    some = row("torch.x", layouts=("dense", "paged"), page_sizes=(64,))
+    assert "serves pages of 64, not of 16" in str(some.available(CPU, paged).reason)
+    assert some.available(CPU, {"layout": "paged", "page_size": 64}).ok
+    assert "layout dense, paged, not varlen" in str(some.available(CPU, {"layout": "varlen"}))
+    some = row("torch.x", dims=((128, 128), (192, 128)))
+    assert some.available(CPU, {"head_dim": 192, "value_dim": 128}).ok
+    assert some.available(CPU, {"head_dim": 128}).ok
+    reason = some.available(CPU, {"head_dim": 192}).reason
+    assert "serves head_dim/value_dim 128/128, 192/128, not 192/192" in str(reason)
+    exact = msgspec.structs.replace(
+        row("torch.x"), needs=Needs(dtypes={"cuda": ("bf16",)}, architectures=((9, 0),))
+    )
+    assert exact.available(H200).ok
+    newer = exact.available(Device("torch", "cuda:0", (10, 0)))
+    assert "wants compute capability 9.0 exactly, the device has 10.0" in str(newer.reason)
+    assert "unknown" in str(exact.available(Device("torch", "cuda:0")).reason)
+
+
+def test_a_missing_parent_package_is_a_reason(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    some = row("torch.x", packages=("no_such_package.bindings",))
+    assert "needs the package no_such_package.bindings" in str(some.available(CPU).reason)
+    some = row("torch.x", one_of=("$ZENREPRO_TRIED", "no_such_package.cute", "json.decoder"))
+    assert some.available(CPU).ok
+    assert some.versions() == {"json": "version unknown"}
+    library = tmp_path / "x.so"
+    library.write_bytes(b"abc")
+    monkeypatch.setenv("ZENREPRO_TRIED", str(library))
+    assert some.versions() == {"ZENREPRO_TRIED": "sha256 ba7816bf8f01cfea"}
+    none = row("torch.x", one_of=("$ZENREPRO_OTHER", "no_such_package.cute"))
+    assert "one of $ZENREPRO_OTHER, no_such_package.cute" in str(none.available(CPU).reason)
+    assert none.versions() == {}
+    assert row("torch.x", packages=("msgspec",)).versions() == {"msgspec": msgspec.__version__}
+    assert not installed("torch_that_is_not.cute")
+    assert "torch" not in ROWS["torch.naive"].versions()
+
+
+def test_asking_what_is_installed_imports_nothing() -> None:
+    code = (
+        "import sys; from zenrepro.ops.entry import installed, version;"
+        "assert installed('torch.nn') and not installed('torch.no_such'); version('torch');"
+        "assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
 
 
 def test_a_table_with_wrong_names_is_refused() -> None:

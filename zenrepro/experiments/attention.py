@@ -69,6 +69,7 @@ def points(run: session.Session) -> Iterator[Point]:
                     + ([f"{_CASES}:{case.name}"] if case.name else []),
                     data=stated.data,
                     unavailable=unavailable,
+                    packages={} if unavailable else entry.versions(),
                     baseline=None if entry.algorithm == BASELINE else f"{entry.backend}.{BASELINE}",
                 )
 

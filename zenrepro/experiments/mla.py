@@ -96,6 +96,7 @@ def points(run: session.Session) -> Iterator[Point]:
                     + ([f"{_CASES}:{case.name}"] if case.name else []),
                     data=stated.data,
                     unavailable=unavailable,
+                    packages={} if unavailable else entry.versions(),
                     baseline=None if entry.algorithm == baseline else f"{entry.backend}.{baseline}",
                 )
             if case.phase == "prefill" and case.model is not None:
@@ -135,6 +136,7 @@ def _alone(
             rows=[f"{_ATTENTION}:{entry.name}"] + ([f"{_CASES}:{case.name}"] if case.name else []),
             data=stated.data,
             unavailable=unavailable,
+            packages={} if unavailable else entry.versions(),
         )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
 import msgspec
@@ -117,7 +117,8 @@ class Point(msgspec.Struct, kw_only=True):
     place of a call. Both are called only when a record is missing or stale. ``modules``, ``rows``
     and ``data`` are what freshness hashes, besides the experiment's own module: the modules whose
     import closure takes part, table rows as ``module:name``, and project-relative data files.
-    ``unavailable`` is a status and reason known without measuring.
+    ``unavailable`` is a status and reason known without measuring, ``packages`` the versions of
+    what this implementation loads besides its backend: its records' environment names them too.
     """
 
     implementation: str
@@ -131,6 +132,7 @@ class Point(msgspec.Struct, kw_only=True):
     rows: Sequence[str] = ()
     data: Sequence[str] = ()
     unavailable: tuple[Status, str] | None = None
+    packages: Mapping[str, str] = {}
     baseline: str | None = None
 
     def __post_init__(self) -> None:

@@ -7,6 +7,7 @@ import platform
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
@@ -43,6 +44,11 @@ def git(project: Project, *arguments: str) -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout if done.returncode == 0 else None
+
+
+def with_packages(environment: Environment, packages: Mapping[str, str]) -> Environment:
+    """The environment with what one implementation loads besides."""
+    return msgspec.structs.replace(environment, packages={**environment.packages, **packages})
 
 
 def with_state(environment: Environment, state: Environment) -> Environment:

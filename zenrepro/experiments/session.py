@@ -327,7 +327,7 @@ class Session:
                 origin=point.origin,
                 machine=self.hardware.machine,
                 device_class=self.hardware.device_class,
-                environment=self.hardware.environment,
+                environment=provenance.with_packages(self.hardware.environment, point.packages),
                 baseline=point.baseline,
                 inputs=self._inputs(modules, tuple(point.rows), tuple(point.data)),
                 parameters=msgspec.to_builtins(self.parameters),

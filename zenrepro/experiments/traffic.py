@@ -104,6 +104,7 @@ def points(run: session.Session) -> Iterator[Point]:
                 ],
                 rows=[f"{_TABLE}:{entry.name}"] + ([f"{_CASES}:{case.name}"] if case.name else []),
                 unavailable=unavailable,
+                packages={} if unavailable else entry.versions(),
                 **common,
             )
     yield from cache_sizes.points(run)

@@ -5,10 +5,13 @@ Rows are literals and lazy: reading a table imports no framework.
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import importlib
 import importlib.util
 import os
 from collections.abc import Callable, Mapping
+from importlib import metadata
 from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -172,6 +175,15 @@ class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
         ok, reason = self.available(hardware, conditions)
         return None if ok else (Status.UNSUPPORTED, f"{self.name} {reason}")
 
+    def versions(self) -> dict[str, str]:
+        """Versions of what this row loads besides its backend, by distribution; of a file that a
+        variable names, by the variable, how its SHA-256 begins. Imports nothing."""
+        chosen = next((name for name in self.needs.one_of if installed(name)), None)
+        found: dict[str, str] = {}
+        for name in (*self.needs.packages, *([chosen] if chosen else [])):
+            found |= version(name)
+        return found
+
     def load(self, layout: str = "dense") -> Callable[..., Any]:
         """Import and return the function; that of another layout is ``<function>_<layout>``.
 
@@ -207,6 +219,21 @@ def installed(name: str) -> bool:
         path = f"{path}.{part}"
         spec = PathFinder.find_spec(path, spec.submodule_search_locations)
     return spec is not None
+
+
+def version(name: str) -> dict[str, str]:
+    """The distributions that hold a module, with their versions; a named file by its content."""
+    if name.startswith("$"):
+        with Path(os.environ[name[1:]]).open("rb") as file:
+            return {name[1:]: f"sha256 {hashlib.file_digest(file, 'sha256').hexdigest()[:16]}"}
+    top = name.partition(".")[0]
+    holders = _distributions().get(top, [])
+    return {holder: metadata.version(holder) for holder in holders} or {top: "version unknown"}
+
+
+@functools.cache
+def _distributions() -> Mapping[str, list[str]]:
+    return metadata.packages_distributions()
 
 
 def check_table(table: tuple[Entry, ...]) -> tuple[Entry, ...]:
