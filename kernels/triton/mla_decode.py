@@ -38,19 +38,21 @@ def narrowed(x, dtype: tl.constexpr, INTERPRETED: tl.constexpr):
     lower half was rounded away before."""
     if INTERPRETED and dtype == tl.bfloat16:
         bits = x.to(tl.uint32, bitcast=True)
-        x = (bits + 0x7FFF + ((bits >> 16) & 1)).to(tl.float32, bitcast=True)
+        bits = (bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000
+        x = bits.to(tl.float32, bitcast=True)
     return x.to(dtype)
 
 
 @triton.jit
-def e4m3_bits(x):
-    """uint16 with an e4m3 number in its upper byte -> bf16 bits of that number x 2**-120.
+def e4m3_to_bf16(x):
+    """uint32 with an e4m3 number in its uppermost byte -> bf16 of that number, exactly.
 
-    Sign stays on top, exponent and fraction go to bf16's place; that reads the exponent with bf16's
-    bias of 127 in place of 7. Subnormal numbers come out right. NaN (all ones below the sign) reads
-    as 480: caches hold none.
+    Sign stays on top, exponent and fraction go to fp32's place; that reads the exponent with fp32's
+    bias of 127 in place of 7, so the number is 2**120 too small: one exact product mends it,
+    subnormal numbers included. NaN (all ones below the sign) reads as 480: caches hold none.
     """
-    return (x & 0x8000) | ((x >> 4) & 0x07F0)
+    bits = (x & 0x80000000) | ((x >> 4) & 0x07F00000)
+    return (bits.to(tl.float32, bitcast=True) * 1.329227995784916e36).to(tl.bfloat16)
 
 
 @triton.jit
@@ -58,7 +60,7 @@ def e4m3_pairs(x, PACKED: tl.constexpr):
     """uint16 of two e4m3 numbers -> bf16 of the lower, bf16 of the upper byte; both exact.
 
     For cards without FP8 units, and for Hopper, which cannot go from e4m3 to bf16 directly. PACKED
-    does two pairs at a time in 9 instructions, 2.25 a number; the other is for the interpreter.
+    does ``e4m3_to_bf16`` in bf16's place, two pairs at a time in 9 instructions, 2.25 a number.
     """
     if PACKED:
         low, high = tl.inline_asm_elementwise(
@@ -85,10 +87,9 @@ def e4m3_pairs(x, PACKED: tl.constexpr):
             pack=2,
         )
     else:
-        low = e4m3_bits((x & 0xFF) << 8).to(tl.bfloat16, bitcast=True).to(tl.float32)
-        low = (low * 1.329227995784916e36).to(tl.bfloat16)  # 2**120
-        high = e4m3_bits(x).to(tl.bfloat16, bitcast=True).to(tl.float32)
-        high = (high * 1.329227995784916e36).to(tl.bfloat16)
+        wide = x.to(tl.uint32)
+        low = e4m3_to_bf16(wide << 24)
+        high = e4m3_to_bf16((wide & 0xFF00) << 16)
     return low, high
 
 

@@ -33,7 +33,8 @@ def narrowed(x, dtype: tl.constexpr, INTERPRETED: tl.constexpr):
     lower half was rounded away before."""
     if INTERPRETED and dtype == tl.bfloat16:
         bits = x.to(tl.uint32, bitcast=True)
-        x = (bits + 0x7FFF + ((bits >> 16) & 1)).to(tl.float32, bitcast=True)
+        bits = (bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000
+        x = bits.to(tl.float32, bitcast=True)
     return x.to(dtype)
 
 

@@ -1,10 +1,11 @@
 """The up-projections fused into attention: into the tile loop (prefill), at its ends (decode).
 
 The report fuses "projection into the tile computation". ``prefill`` is that, word for word, at any
-number of queries: keys and values of a tile are made from the latent inside the loop. ``decode`` is
-what the algebra makes of it: W_UK moves into the query and W_UV behind the weighted sum, each one a
-product over the batch's tokens and not over the cache, in the kernels beside the attention kernel:
-one in front, and W_UV in the combination of the splits. ``prediction`` counts both.
+number of queries: keys and values of a tile are made from the latent inside the loop.
+``decode_projected`` is what the algebra makes of it: W_UK moves into the query and W_UV behind the
+weighted sum, each one a product over the batch's tokens and not over the cache. W_UK gets a kernel
+in front of the attention (which also lays the queries out), W_UV goes into the combination of the
+parts. ``forms`` counts what each costs.
 """
 
 from __future__ import annotations
@@ -28,10 +29,11 @@ class Configuration(NamedTuple):
     stages: int
 
 
-# By compute capability: (most queries, how to cut), smallest first; the last serves all.
-AMPERE = ((16, Configuration(16, 64, 64, 4, 3)), (0, Configuration(64, 64, 64, 8, 3)))
-SMALL_SHARED = ((16, Configuration(16, 64, 64, 4, 2)), (0, Configuration(64, 32, 64, 8, 2)))
-HOPPER = ((16, Configuration(16, 64, 64, 4, 3)), (0, Configuration(128, 64, 64, 8, 3)))
+# By compute capability: (most queries, how to cut), smallest first; the last serves all. 128 rows,
+# since each tile of rows projects every row that it sees anew.
+AMPERE = ((16, Configuration(16, 64, 64, 8, 3)), (0, Configuration(128, 64, 64, 8, 2)))
+SMALL_SHARED = ((16, Configuration(16, 64, 64, 8, 2)), (0, Configuration(128, 64, 64, 8, 2)))
+HOPPER = ((16, Configuration(16, 64, 64, 8, 3)), (0, Configuration(128, 64, 64, 8, 3)))
 CONFIGURATIONS: dict[tuple[int, int], tuple[tuple[int, Configuration], ...]] = {
     (8, 0): AMPERE, (8, 6): SMALL_SHARED, (8, 7): AMPERE, (8, 9): SMALL_SHARED, (9, 0): HOPPER,
     (10, 0): AMPERE, (10, 3): AMPERE, (12, 0): SMALL_SHARED, (12, 1): SMALL_SHARED,
@@ -83,7 +85,7 @@ def launch_prefill(
     return out
 
 
-def decode(
+def decode_projected(
     q: torch.Tensor,
     cache: torch.Tensor,
     w_uk: torch.Tensor,

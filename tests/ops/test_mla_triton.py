@@ -1,0 +1,243 @@
+"""Latent attention in Triton: interpreted on the CPU against fp64, and compiled for each card."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+DRIVER = Path(__file__).with_name("mla_triton_driver.py")
+for needed in ("torch", "triton"):
+    if importlib.util.find_spec(needed) is None:
+        pytest.skip(f"{needed} is not installed", allow_module_level=True)
+
+
+def answers(requests: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The driver's answer to each request, from one process."""
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
+    done = subprocess.run(
+        [sys.executable, str(DRIVER), json.dumps(requests)],
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(lines) == len(requests)
+    return lines
+
+
+def decode(lengths: list[int], heads: int, **more: Any) -> dict[str, Any]:
+    return {"work": "decode", "lengths": lengths, "heads": heads, **more}
+
+
+def prefill(batch: int, queries: int, length: int, heads: int, **more: Any) -> dict[str, Any]:
+    given = {"batch": batch, "queries": queries, "length": length, "heads": heads}
+    return {"work": "prefill", **given, "causal": True, **more}
+
+
+def test_contract_through_the_table() -> None:
+    requests = [
+        {"work": "contract", "case": case, "dtype": dtype}
+        for case, dtype in (
+            ("one_row", "bf16"), ("heads_3", "bf16"), ("tokens_2", "fp16"), ("smoke_fp8", "bf16"),
+            ("smoke_prefill", "bf16"), ("chunk", "fp16"), ("chunk_full", "bf16"), ("one", "fp16"),
+        )
+    ]  # fmt: skip
+    for request, answer in zip(requests, answers(requests), strict=True):
+        assert answer["passed"], (request, answer)
+
+
+# rows, keys, keys_first, warps, stages, programs: the last three mean nothing to the interpreter.
+CUTS = ([16, 32, False, 4, 2, 1], [16, 64, True, 4, 2, 1], [64, 64, False, 4, 2, 1])
+
+
+def test_ragged_batches_in_poisoned_memory_however_they_are_cut() -> None:
+    requests = [
+        decode(lengths, heads, queries=queries, programs=programs, cut=cut)
+        for lengths, heads, queries, programs, cut in (
+            ([70, 1, 0, 65], 3, 1, 1, CUTS[0]), ([70, 1, 0], 9, 2, 40, CUTS[1]),
+            ([0, 130, 2], 5, 2, 4, CUTS[2]), ([1], 3, 4, 2, CUTS[0]), ([0, 0], 2, 2, 3, CUTS[0]),
+            ([140, 3], 3, 8, 5, CUTS[0]),
+        )
+    ]  # fmt: skip
+    requests += [decode([40, 0, 35], 3, queries=3, programs=3, cut=CUTS[0], twice=True)]
+    requests += [decode([70, 0, 1], 3, queries=2, fp8=True, dtype="bf16", programs=3, twice=True)]
+    requests += [
+        decode([70, 0, 1], 3, queries=2, dtype=dtype, projected=True) for dtype in ("fp16", "bf16")
+    ]
+    requests += [
+        prefill(2, 5, 70, 2),
+        prefill(1, 67, 67, 1),
+        prefill(1, 3, 66, 2, causal=False, dtype="bf16"),
+    ]
+    for request, answer in zip(requests, answers(requests), strict=True):
+        assert answer["passed"], (request, answer)
+        assert answer.get("repeats") is not False, (request, answer)
+        assert answer.get("zeros", True), (request, answer)
+
+
+def test_large_and_tiny_values_stay_right() -> None:
+    requests = [
+        decode([100], 3, magnitude=magnitude, fp8=fp8, dtype="bf16", programs=2)
+        for magnitude in (30.0, 1e-6)
+        for fp8 in (False, True)
+    ]
+    for request, answer in zip(requests, answers(requests), strict=True):
+        assert answer["passed"], (request, answer)
+
+
+def test_every_pair_of_fp8_codes_is_taken_apart_exactly() -> None:
+    (answer,) = answers([{"work": "codes"}])
+    assert answer["passed"], answer
+
+
+HALVES = decode([70, 40], 2, queries=2, programs=3, cut=CUTS[0])
+FP8 = decode([100], 3, fp8=True, dtype="bf16", programs=2)
+TILES = prefill(1, 20, 70, 1)
+DEFECTS = {
+    "a wrong scale": ("scores * scale_log2", "scores * (1.1 * scale_log2)", HALVES),
+    "a row too many": (
+        "            visible = tl.expand_dims(key, 1 - AXIS) < tl.expand_dims(seen, AXIS)\n"
+        "            weights, rescale, maximum, total = softmax_step(\n"
+        "                scores, visible, maximum, total, scale_log2, AXIS\n"
+        "            )\n"
+        "            acc = summed",
+        "            visible = tl.expand_dims(key, 1 - AXIS) <= tl.expand_dims(seen, AXIS)\n"
+        "            weights, rescale, maximum, total = softmax_step(\n"
+        "                scores, visible, maximum, total, scale_log2, AXIS\n"
+        "            )\n"
+        "            acc = summed",
+        HALVES,
+    ),
+    "the first page for all": ("tile * KEYS // PAGE", "tile * KEYS // PAGE * 0", HALVES),
+    "a tile of a run left out": (
+        "tl.minimum((program + 1) * run - start, all_tiles)",
+        "tl.minimum((program + 1) * run - start - 1, all_tiles)",
+        HALVES,
+    ),
+    "parts of equal weight": (
+        "weight = tl.exp2(seen - base)",
+        "weight = tl.where(part < count, 1.0, 0.0)",
+        HALVES,
+    ),
+    "parts not brought to one base": (
+        "acc = acc * rescale + tl.sum(values",
+        "acc = acc + tl.sum(values",
+        decode([600], 4, programs=19, cut=CUTS[0]),
+    ),
+    "sums not rescaled": ("acc = summed(weights, k_latent, acc * rescale,",
+                          "acc = summed(weights, k_latent, acc,", HALVES),
+    "a rotary part the wrong way round": (
+        "q_rotary = tl.load(q_rows + rotary_column[None, :], mask",
+        "q_rotary = tl.load(q_rows + (1087 - rotary_column)[None, :], mask",
+        HALVES,
+    ),
+    "another group's scale": ("part * s1[None, :]", "part * s0[None, :]", FP8),
+    "columns swapped": ("even2, odd2 = e4m3_pairs", "odd2, even2 = e4m3_pairs", FP8),
+    "poison not masked": (
+        "k_latent = tl.load(rows + column[None, :], mask=there, other=0.0)",
+        "k_latent = tl.load(rows + column[None, :])",
+        HALVES,
+    ),
+    "another head's weights": (
+        "w_uk + head * uk_head + nope_column[:, None] * uk_row + column",
+        "w_uk + nope_column[:, None] * uk_row + column",
+        decode([70], 2, projected=True),
+    ),
+    "a chunk not projected": (
+        "for chunk in tl.range(0, LATENT,", "for chunk in tl.range(64, LATENT,", TILES
+    ),
+    "the diagonal hidden": ("visible = key[None, :] <= (", "visible = key[None, :] < (", TILES),
+}  # fmt: skip
+
+
+def test_seeded_defects_fail() -> None:
+    requests = []
+    for old, new, run in DEFECTS.values():
+        kernel = "mla_prefill" if run is TILES else "mla_decode"
+        requests.append({"work": "defect", "kernel": kernel, "old": old, "new": new, "run": run})
+    sound = [
+        HALVES,
+        FP8,
+        TILES,
+        *(run for _, _, run in DEFECTS.values() if run["work"] == "decode"),
+    ]
+    unlike = list({json.dumps(run): run for run in sound}.values())
+    given = answers([*requests, *unlike])
+    for name, answer in zip(DEFECTS, given, strict=False):
+        assert not answer["passed"], (name, answer)
+    for run, answer in zip(unlike, given[len(requests) :], strict=True):
+        assert answer["passed"], (run, answer)
+
+
+SHARED_BYTES = {80: 163 * 1024, 87: 163 * 1024, 90: 227 * 1024}
+PER_MULTIPROCESSOR = {80: 164 * 1024, 87: 164 * 1024, 90: 228 * 1024}
+REGISTERS = 64 * 1024
+
+
+def cuts(capability: int) -> list[tuple[str, bool, Any]]:
+    """(kernel, FP8, how to cut) of everything that the tables have for a card."""
+    from zenrepro.ops.mla import torch_fused, torch_triton
+
+    card = divmod(capability, 10)
+    decoding = [
+        ("mla_decode", fp8, cut)
+        for fp8, table in torch_triton.CONFIGURATIONS[card].items()
+        for _, cut in table
+    ]
+    return [
+        *decoding,
+        *(("mla_prefill", False, cut) for _, cut in torch_fused.CONFIGURATIONS[card]),
+    ]
+
+
+@pytest.mark.parametrize("capability", [80, 87, 90])
+def test_each_configuration_fits_its_card(capability: int) -> None:
+    given = cuts(capability)
+    if capability == 87:
+        given = given[2:3]  # the same as for sm_80: one, to see that this card is served
+    requests = [
+        {
+            "work": "compile",
+            "capability": capability,
+            "kernel": kernel,
+            "cut": list(cut),
+            "fp8": fp8,
+        }
+        for kernel, fp8, cut in given
+    ]
+    for (kernel, fp8, cut), answer in zip(given, answers(requests), strict=True):
+        named = (capability, kernel, fp8, cut, answer)
+        programs = getattr(cut, "programs", 1)
+        loop = answer["loop"]
+        assert answer["shared_bytes"] <= SHARED_BYTES[capability], named
+        # 1 KB of each program's shared memory is the system's.
+        used = programs * (answer["shared_bytes"] + 1024)
+        assert used <= PER_MULTIPROCESSOR[capability], named
+        assert programs * cut.warps * 32 * answer["registers"] <= REGISTERS, named
+        spills = loop.get("LDL", 0) + loop.get("STL", 0)
+        assert spills == 0, named
+        assert "LDGSTS" in loop, named  # loads are asynchronous
+        matrix = (
+            "HGMMA" if capability == 90 and (cut.rows >= 64 or kernel == "mla_prefill") else "HMMA"
+        )
+        assert matrix in loop, named
+
+
+def test_cards_that_the_table_does_not_name_get_what_needs_least() -> None:
+    from zenrepro.ops.mla import torch_triton
+
+    for rows in (1, 16, 17, 500):
+        for fp8 in (False, True):
+            cut = torch_triton.configuration((7, 5), rows, fp8)
+            assert cut == torch_triton.configuration((8, 6), rows, fp8)
+            assert cut.rows == (16 if rows <= 16 else 32)
