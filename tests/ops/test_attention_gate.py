@@ -55,7 +55,7 @@ def test_reference_of_picked_rows_is_a_part_of_the_whole() -> None:
     )
 
 
-@pytest.mark.parametrize("dtype", ["fp32", "fp16", "bf16"])
+@pytest.mark.parametrize("dtype", ["fp32", "fp16", "bf16", "fp8_e4m3"])
 @pytest.mark.parametrize("case", SEEDED, ids=lambda case: case.name)
 @pytest.mark.parametrize(
     "defect", ["scale", "mask reaches one key too far", "mask stops one key early", "head", "row"]
@@ -66,7 +66,8 @@ def test_defects_fail(case: Case, dtype: str, defect: str) -> None:
     plain = reference.same_precision(q, k, v, causal=True, dtype=dtype)
     limit = bound(dtype, relative_error(plain, wanted))
     out = matrices(q, k, v, causal=True)
-    assert judge(rounded(out, dtype), wanted, limit).passed
+    out_dtype = "bf16" if dtype == "fp8_e4m3" else dtype
+    assert judge(rounded(out, out_dtype), wanted, limit).passed
     if defect == "scale":
         out = matrices(q, k, v, causal=True, factor=1.05)
     elif defect == "mask reaches one key too far":
@@ -78,9 +79,33 @@ def test_defects_fail(case: Case, dtype: str, defect: str) -> None:
         out[:, :, 1] = 0.0
     else:
         out[:, -1] = out[:, -2]
-    verdict = judge(rounded(out, dtype), wanted, limit)
+    verdict = judge(rounded(out, out_dtype), wanted, limit)
     assert not verdict.passed
     assert "relative error" in str(verdict.reason)
+
+
+@pytest.mark.parametrize("case", SEEDED, ids=lambda case: case.name)
+@pytest.mark.parametrize(("form", "passes"), [("fp8_e4m3", True), ("two significant bits", False)])
+def test_fp8_weights_pass_and_fewer_bits_do_not(case: Case, form: str, passes: bool) -> None:
+    """Weights rounded before the division, as kernels round them: to e4m3's four significant bits,
+    and to two."""
+    q, k, v = draw(case, "fp8_e4m3")
+    wanted = reference.attention(q, k, v, causal=True)
+    plain = reference.same_precision(q, k, v, causal=True, dtype="fp8_e4m3")
+    limit = bound("fp8_e4m3", relative_error(plain, wanted))
+    T, S, group = q.shape[1], k.shape[1], q.shape[2] // k.shape[2]
+    k, v = np.repeat(k, group, axis=2), np.repeat(v, group, axis=2)
+    scores = np.einsum("bthd,bshd->bhts", q, k) / np.float32(math.sqrt(q.shape[3]))
+    scores = np.where(np.tril(np.ones((T, S), bool), S - T), scores, -np.inf)
+    weights = np.exp(scores - scores.max(-1, keepdims=True))
+    total = weights.sum(-1).transpose(0, 2, 1)[..., None]
+    if form == "fp8_e4m3":
+        weights = rounded(weights, form)
+    else:
+        mantissa, exponent = np.frexp(weights)
+        weights = np.ldexp(np.rint(mantissa * 4) / 4, exponent)
+    out = np.einsum("bhts,bshd->bthd", weights, v) / total
+    assert judge(rounded(out, "bf16"), wanted, limit).passed == passes
 
 
 def test_nan_never_passes() -> None:
