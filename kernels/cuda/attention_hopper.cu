@@ -14,6 +14,8 @@
 // E4M3), DTYPE (BF16, F16 or E4M3).
 // Schedules, each 0 or 1: PINGPONG (warpgroups take turns at the tensor cores), CONTINUOUS (the first product of the next tile runs with the last of this one, so that
 // the tensor cores do not drain between tiles), LAZY_RESCALE, DYNAMIC (tiles from a counter).
+// CLUSTER 2: two blocks take neighbouring rows of a head, each loads half of every K and V tile for
+// both (multicast), and so half as much leaves L2; dense and not DYNAMIC.
 // POLYNOMIAL: every that many weights one is computed on the FMA units instead of the special
 // function unit, which is what bounds narrow heads; 0: none.
 #include "hopper.cuh"
@@ -30,6 +32,9 @@
 #ifndef LAZY_RESCALE
 #define LAZY_RESCALE 1
 #endif
+#ifndef CLUSTER
+#define CLUSTER 1
+#endif
 #ifndef POLYNOMIAL
 #define POLYNOMIAL 0
 #endif
@@ -45,8 +50,10 @@ constexpr bool SAME<A, A> = true;
 constexpr bool EIGHT = SAME<DTYPE, E4M3>;
 constexpr int BLOCK_M = 64 * WARPGROUPS;
 constexpr int THREADS = 128 * (WARPGROUPS + 1);
-constexpr int CONSUMER_REGISTERS = WARPGROUPS == 1 ? 256 : WARPGROUPS == 2 ? 240 : 160;
-constexpr int PRODUCER_REGISTERS = WARPGROUPS == 3 ? 32 : 24;
+// Of 65536 registers: multiples of 8 a thread. Loading for a cluster takes a few more.
+constexpr int PRODUCER_REGISTERS = WARPGROUPS == 3 ? 32 : CLUSTER > 1 ? 40 : 24;
+constexpr int CONSUMER_REGISTERS =
+    WARPGROUPS == 3 ? 160 : WARPGROUPS == 1 ? 256 : CLUSTER > 1 ? 232 : 240;
 // Tiles are chunks of 128-byte rows, swizzled: CHUNK elements of the inner dimension, which is D.
 // The inner dimension of a transposed V is keys; its rows have 64 bytes where that divides a block.
 constexpr int CHUNK = EIGHT ? 128 : 64;
@@ -67,6 +74,11 @@ static_assert(SHARED_BYTES + 1024 <= 232448, "more shared memory than a Hopper S
 static_assert(BLOCK_N % 16 == 0 && BLOCK_N <= 256, "a block of keys is one wgmma wide");
 static_assert(!EIGHT || BLOCK_N % 64 == 0, "e4m3: whole chunks of keys");
 static_assert(!EIGHT || !VARLEN, "e4m3: not packed");
+static_assert(CLUSTER == 1 || (CLUSTER == 2 && !VARLEN && !DYNAMIC), "both blocks: the same tiles");
+// What one block of the cluster loads of each chunk: so many rows, a multiple of the swizzle's 8.
+constexpr int K_SHARE = BLOCK_N / CLUSTER;
+constexpr int V_SHARE = (EIGHT ? VALUE_DIM : BLOCK_N) / CLUSTER;
+static_assert(K_SHARE % 8 == 0, "whole patterns of the swizzle");
 
 // Weights are 2^WEIGHT_LOG2 where the score is the running maximum, and may exceed that by
 // 2^LAZY_LOG2 before the maximum is moved and O rescaled: 2^8 in all, of e4m3's 448.
@@ -85,7 +97,7 @@ struct Arguments {
     int query_len, cache_len;  // the longest, when VARLEN
     int query_rows, key_rows;  // packed rows that there are (VARLEN)
     int value_dim;             // columns to store, a multiple of 8, at most VALUE_DIM
-    int row_blocks;            // blocks of BLOCK_M rows in query_len
+    int row_blocks;            // blocks of CLUSTER * BLOCK_M rows in query_len
     int heads_at_once;         // heads whose K and V stay in L2 together
     float scale_log2;
     float value_scale;  // of the output
@@ -99,6 +111,10 @@ struct Tile {
     int blocks, whole;       // key blocks to visit; of these, the first `whole` need no mask
 };
 
+// Which of a sequence of work this block takes, and how many blocks (or clusters) there are.
+DEVICE int first_tile() { return blockIdx.x / CLUSTER; }
+DEVICE int tile_stride() { return gridDim.x / CLUSTER; }
+
 // Tiles in order: groups of heads whose K and V fit L2; within a group the longest first.
 DEVICE Tile tile_of(int index, const Arguments& a) {
     const int heads = a.batch * a.heads;
@@ -111,7 +127,8 @@ DEVICE Tile tile_of(int index, const Arguments& a) {
     if (CAUSAL) block = a.row_blocks - 1 - block;
     t.batch = flat / a.heads;
     t.head = flat - t.batch * a.heads;
-    t.row = block * BLOCK_M;
+    const int pair_row = block * CLUSTER * BLOCK_M;
+    t.row = pair_row + (CLUSTER > 1 ? cluster_rank() * BLOCK_M : 0);
     t.queries = a.query_len;
     t.keys = a.cache_len;
     t.query_at = 0;
@@ -126,10 +143,11 @@ DEVICE Tile tile_of(int index, const Arguments& a) {
         t.keys = min(max(cu_k[1], t.key_at), a.key_rows) - t.key_at;
         t.batch = 0;
     }
-    int seen_first = t.keys, seen_last = t.keys;  // by the first and the last query of the tile
+    // By the first query of the tile, and by the last of the cluster: both visit the same blocks.
+    int seen_first = t.keys, seen_last = t.keys;
     if (CAUSAL) {
         seen_first = min(max(t.row + t.keys - t.queries + 1, 0), t.keys);
-        seen_last = min(max(t.row + BLOCK_M + t.keys - t.queries, 0), t.keys);
+        seen_last = min(max(pair_row + CLUSTER * BLOCK_M + t.keys - t.queries, 0), t.keys);
     }
     t.whole = seen_first / BLOCK_N;
     t.blocks = (seen_last + BLOCK_N - 1) / BLOCK_N;
@@ -182,35 +200,51 @@ DEVICE void produce(const TensorMap* q_map, const TensorMap* k_map, const Tensor
             tma_load(s.q + slot * Q_BYTES + c * 64 * 128, q_map, full, L2_EVICT_FIRST, CHUNK * c,
                      t.query_at + t.row + 64 * warpgroup, t.head, t.batch);
     };
+    // One box of a tile: `share` rows, to this block or, its part of them, to both.
+    auto load = [&](u32 target, const TensorMap* map, u32 full, int share, u32 row_bytes, int c0,
+                    int c1, int head, int batch) {
+        if (CLUSTER == 1) {
+            tma_load(target, map, full, L2_EVICT_LAST, c0, c1, head, batch);
+        } else {
+            const int rank = cluster_rank();
+            tma_multicast(target + rank * share * row_bytes, map, full, (1 << CLUSTER) - 1,
+                          L2_EVICT_LAST, c0, c1 + rank * share, head, batch);
+        }
+    };
+    auto wait_empty = [&](u32 barrier, u32 parity) {
+        if (CLUSTER == 1)
+            mbarrier_wait(barrier, parity);
+        else
+            mbarrier_wait_cluster(barrier, parity);
+    };
     auto load_k = [&](int block, const Tile& t) {
-        mbarrier_wait(s.k_empty + 8 * k_ring.stage, k_ring.parity ^ 1);
+        wait_empty(s.k_empty + 8 * k_ring.stage, k_ring.parity ^ 1);
         const u32 full = s.k_full + 8 * k_ring.stage;
         mbarrier_arrive_expect(full, K_BYTES);
 #pragma unroll
         for (int c = 0; c < K_CHUNKS; ++c)
-            tma_load(s.k + k_ring.stage * K_BYTES + c * BLOCK_N * 128, k_map, full, L2_EVICT_LAST,
-                     CHUNK * c, t.key_at + block * BLOCK_N, t.head / a.group, t.batch);
+            load(s.k + k_ring.stage * K_BYTES + c * BLOCK_N * 128, k_map, full, K_SHARE, 128,
+                 CHUNK * c, t.key_at + block * BLOCK_N, t.head / a.group, t.batch);
         k_ring.next();
     };
     auto load_v = [&](int block, const Tile& t) {
-        mbarrier_wait(s.v_empty + 8 * v_ring.stage, v_ring.parity ^ 1);
+        wait_empty(s.v_empty + 8 * v_ring.stage, v_ring.parity ^ 1);
         const u32 full = s.v_full + 8 * v_ring.stage;
         mbarrier_arrive_expect(full, V_BYTES);
 #pragma unroll
         for (int c = 0; c < V_CHUNKS; ++c)
-            tma_load(s.v + v_ring.stage * V_BYTES + c * V_CHUNK_BYTES, v_map, full, L2_EVICT_LAST,
-                     EIGHT ? block * BLOCK_N + V_CHUNK * c : V_CHUNK * c,
-                     EIGHT ? 0 : t.key_at + block * BLOCK_N, t.head / a.group, t.batch);
+            load(s.v + v_ring.stage * V_BYTES + c * V_CHUNK_BYTES, v_map, full, V_SHARE,
+                 V_ROW_BYTES, V_CHUNK * c + (EIGHT ? block * BLOCK_N : 0),
+                 EIGHT ? 0 : t.key_at + block * BLOCK_N, t.head / a.group, t.batch);
         v_ring.next();
     };
 
     Tile t, older;
     bool owed = false;  // the values of block 0 of `older`
-    for (int index = blockIdx.x, next; index < tiles; index = next) {
-        next = DYNAMIC ? static_cast<int>(gridDim.x) + atomicAdd(counters, 1)
-                       : index + static_cast<int>(gridDim.x);
+    for (int index = first_tile(), next; index < tiles; index = next) {
+        next = DYNAMIC ? tile_stride() + atomicAdd(counters, 1) : index + tile_stride();
         t = tile_of(index, a);
-        if (t.row >= t.queries) continue;
+        if (VARLEN && t.row >= t.queries) continue;
         load_q(0, index, t);
         if (t.blocks > 0) load_k(t.blocks - 1, t);
         for (int w = 1; w < WARPGROUPS; ++w) load_q(w, index, t);
@@ -440,6 +474,14 @@ DEVICE void release(u32 barrier) {
     if (lane_index() == 0) mbarrier_arrive(barrier);
 }
 
+// Hands a stage of K or V back to the producers that fill it.
+DEVICE void release_stage(u32 barrier) {
+    if (CLUSTER == 1)
+        release(barrier);
+    else if (lane_index() < CLUSTER)
+        mbarrier_arrive_remote(barrier, lane_index());
+}
+
 // A partly filled last block of packed sequences holds rows of the next sequence. Their weights
 // are zero, but 0 * inf is not: clear them. Every warpgroup clears all that it will read.
 DEVICE void clear_values(u32 v, int valid) {
@@ -510,14 +552,14 @@ DEVICE void consume(u32 warpgroup, const Arguments& a, const Shared& s) {
     };
     auto scores_ready = [&] {
         registers_pin(scores);
-        release(s.k_empty + 8 * k_ring.stage);
+        release_stage(s.k_empty + 8 * k_ring.stage);
         k_ring.next();
     };
     auto values_added = [&] {
         wgmma_wait<0>();
         registers_pin(out);
         registers_pin(p);
-        release(s.v_empty + 8 * v_ring.stage);
+        release_stage(s.v_empty + 8 * v_ring.stage);
         v_ring.next();
     };
     // The scores of one block, and while they are weighed the values of the block before it
@@ -636,13 +678,18 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
         }
         for (int i = 0; i < STAGES; ++i) {
             mbarrier_init(s.k_full + 8 * i, 1);
-            mbarrier_init(s.k_empty + 8 * i, 4 * WARPGROUPS);
+            mbarrier_init(s.k_empty + 8 * i, 4 * WARPGROUPS * CLUSTER);
             mbarrier_init(s.v_full + 8 * i, 1);
-            mbarrier_init(s.v_empty + 8 * i, 4 * WARPGROUPS);
+            mbarrier_init(s.v_empty + 8 * i, 4 * WARPGROUPS * CLUSTER);
         }
         mbarrier_init_fence();
     }
-    __syncthreads();
+    if (CLUSTER > 1) {
+        cluster_arrive();
+        cluster_wait();
+    } else {
+        __syncthreads();
+    }
 
     const u32 warpgroup = warp_index() / 4;
     if (warpgroup == 0) {
@@ -651,5 +698,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     } else {
         registers_claim<CONSUMER_REGISTERS>();
         consume(warpgroup - 1, a, s);
+    }
+    if (CLUSTER > 1) {  // the other block may still write here, and arrive at barriers here
+        __syncwarp();
+        cluster_arrive();
+        cluster_wait();
     }
 }

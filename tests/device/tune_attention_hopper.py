@@ -1,6 +1,6 @@
 """Variants of the Hopper attention kernel, checked and timed against each other and the peers.
 
-    python tests/device/tune_attention_hopper.py [check] [64] [128] [192]
+    python tests/device/tune_attention_hopper.py [check] [64] [128] [192] [fp8]
 
 ``check`` first runs every variant with waits that trap instead of hanging. Each shape's variants
 are sampled in turn, as CUDA graphs, with the L2 emptied before each; TFLOP/s, the fastest first.
@@ -25,18 +25,31 @@ from zenrepro.ops.attention import torch_fa3, torch_fa3_package, torch_sdpa_cudn
 from zenrepro.ops.attention.torch_fa3 import Variant
 
 SHAPES = ((4, 4096, 32, 32), (1, 16384, 32, 32), (4, 4096, 32, 8))  # batch, length, heads, kv heads
-DIMS = {"64": (64, 64), "128": (128, 128), "192": (192, 128)}
+DIMS = {"64": (64, 64), "128": (128, 128), "192": (192, 128), "fp8": (128, 128)}
+BOUND = {torch.bfloat16: 5e-3, torch.float8_e4m3fn: 4e-2}
 SAMPLES = 6
 
 
-def variants(head_dim: int, value_dim: int) -> dict[str, Variant]:
+def variants(name: str) -> dict[str, Variant]:
     """Every choice away from one middle, one at a time, and the sizes of blocks."""
+    head_dim, value_dim = DIMS[name]
+    if name == "fp8":
+        middle = Variant(head_dim, value_dim, False, False, "E4M3", 2, 128, 2)
+        return {
+            "n128": middle, "n128-s4": middle._replace(stages=4),
+            "n128-drain": middle._replace(continuous=False),
+            "n128-poly4": middle._replace(polynomial=4),
+            "n192": middle._replace(block_n=192),
+            "n192-poly4": middle._replace(block_n=192, polynomial=4),
+            "n128-cluster": middle._replace(cluster=2, dynamic=False),
+        }  # fmt: skip
     middle = Variant(head_dim, value_dim, False, False, "BF16", 2, 128, 2)
     widths = {64: (96, 128, 160, 192, 224), 128: (96, 128, 144, 160, 176), 192: (80, 96, 112, 128)}
     found = {f"n{n}": middle._replace(block_n=n) for n in widths[head_dim]}
     plain: dict[str, dict[str, Any]] = {
         "drain": {"continuous": False}, "eager": {"lazy_rescale": False},
         "no-turns": {"ping_pong": False}, "static": {"dynamic": False},
+        "cluster": {"dynamic": False, "cluster": 2}, "poly4": {"polynomial": 4},
     }  # fmt: skip
     best = middle._replace(block_n={64: 128, 128: 128, 192: 112}[head_dim])
     for name, change in plain.items():
@@ -48,8 +61,11 @@ def variants(head_dim: int, value_dim: int) -> dict[str, Variant]:
     if head_dim == 64:
         found["w3-n96"] = best._replace(warpgroups=3, block_n=96)
         found["n128-s3"] = best._replace(stages=3)
+        found["n128-poly3"] = best._replace(polynomial=3)
     if head_dim == 128:
         found["n176-drain"] = best._replace(block_n=176, continuous=False)
+        for n in (160, 176):
+            found[f"n{n}-cluster"] = best._replace(block_n=n, cluster=2, dynamic=False)
         found["n80-s3"] = best._replace(block_n=80, stages=3)
     return found
 
@@ -71,11 +87,11 @@ def build(chosen: list[tuple[Variant, nvrtc.Defines]]) -> None:
 
 
 def rows_of(q: Any, k: Any, v: Any, causal: bool, rows: Any) -> Any:
-    """fp64 rows of the last sequence."""
+    """fp64 rows of the last sequence, from the inputs as rounded."""
     T, H, D = q.shape[1:]
     S, group = k.shape[1], H // k.shape[2]
-    k, v = (x[-1].repeat_interleave(group, 1).double() for x in (k, v))
-    scores = torch.einsum("thd,shd->hts", q[-1, rows].double(), k) * D**-0.5
+    k, v = (x[-1].float().repeat_interleave(group, 1).double() for x in (k, v))
+    scores = torch.einsum("thd,shd->hts", q[-1].float()[rows].double(), k) * D**-0.5
     if causal:
         after = torch.arange(S, device=q.device) > (rows[:, None] + S - T)
         scores = scores.masked_fill(after, -torch.inf)
@@ -85,7 +101,7 @@ def rows_of(q: Any, k: Any, v: Any, causal: bool, rows: Any) -> Any:
 def error(chosen: Variant, q: Any, k: Any, v: Any) -> float:
     """Against fp64 on some rows; two runs must agree in every bit."""
     out, again = (
-        torch.full((*q.shape[:3], v.shape[3]), float("nan"), device="cuda", dtype=q.dtype)
+        torch.full((*q.shape[:3], v.shape[3]), float("nan"), device="cuda", dtype=torch.bfloat16)
         for _ in range(2)
     )
     for target in (out, again):
@@ -126,23 +142,23 @@ def in_turn(calls: dict[str, Callable[[], Any]]) -> dict[str, float]:
     return {name: statistics.median(values) for name, values in taken.items()}
 
 
-def draw(B: int, T: int, S: int, H: int, Hkv: int, dims: tuple[int, int]) -> list[Any]:
-    sizes = ((B, T, H, dims[0]), (B, S, Hkv, dims[0]), (B, S, Hkv, dims[1]))
-    return [torch.randn(size, device="cuda").bfloat16() for size in sizes]
+def draw(B: int, T: int, S: int, H: int, Hkv: int, name: str) -> list[Any]:
+    wide, out = DIMS[name]
+    form = torch.float8_e4m3fn if name == "fp8" else torch.bfloat16
+    sizes = ((B, T, H, wide), (B, S, Hkv, wide), (B, S, Hkv, out))
+    return [torch.randn(size, device="cuda").to(form) for size in sizes]
 
 
-def check(dims: tuple[int, int]) -> None:
+def check(name: str) -> None:
     guard: nvrtc.Defines = (("DEBUG_SPIN", 2_000_000),)
-    found = [
-        v._replace(causal=causal) for v in variants(*dims).values() for causal in (False, True)
-    ]
+    found = [v._replace(causal=causal) for v in variants(name).values() for causal in (False, True)]
     build([(v, guard) for v in found])
     plain = nvrtc.function
     try:
         nvrtc.function = lambda *a, defines, **o: plain(*a, defines=defines + guard, **o)  # type: ignore[assignment]
         for chosen in found:
             worst = max(
-                error(chosen, *draw(*shape, dims))
+                error(chosen, *draw(*shape, name))
                 for shape in (
                     (1, 1, 1, 2, 1),
                     (2, 129, 777, 4, 1),
@@ -151,25 +167,26 @@ def check(dims: tuple[int, int]) -> None:
                 )
             )
             torch.cuda.synchronize()
-            print(f"{'ok   ' if worst < 5e-3 else 'WRONG'} {worst:.1e} {chosen}", flush=True)
+            fine = worst < BOUND[torch.float8_e4m3fn if name == "fp8" else torch.bfloat16]
+            print(f"{'ok   ' if fine else 'WRONG'} {worst:.1e} {chosen}", flush=True)
     finally:
         nvrtc.function = plain
 
 
-def tune(dims: tuple[int, int]) -> None:
-    found = variants(*dims)
+def tune(size: str) -> None:
+    found, dims = variants(size), DIMS[size]
     build([(v._replace(causal=c), ()) for v in found.values() for c in (False, True)])
     for B, S, H, Hkv in SHAPES:
-        q, k, v = draw(B, S, S, H, Hkv, dims)
+        q, k, v = draw(B, S, S, H, Hkv, size)
         for causal in (False, True):
             calls: dict[str, Callable[[], Any]] = {}
             for name, one in found.items():
                 chosen = one._replace(causal=causal)
                 off = error(chosen, q, k, v)
-                if not off < 5e-3:
+                if not off < BOUND[q.dtype]:
                     print(f"    {name}: WRONG, {off:.1e}", flush=True)
                     continue
-                out = torch.empty(B, S, H, dims[1], device="cuda", dtype=q.dtype)
+                out = torch.empty(B, S, H, dims[1], device="cuda", dtype=torch.bfloat16)
                 run = functools.partial(torch_fa3.run, chosen, q, k, v, out)
                 calls[name] = functools.partial(run, scale=dims[0] ** -0.5)
                 if name == "n128":
@@ -181,7 +198,7 @@ def tune(dims: tuple[int, int]) -> None:
             flops = 2 * B * H * S * S * sum(dims) / (2 if causal else 1)
             order = sorted(in_turn(calls).items(), key=lambda item: item[1])
             print(
-                f"B{B} S{S} H{H}/{Hkv} {dims[0]}/{dims[1]} {'causal' if causal else 'full'}:  "
+                f"B{B} S{S} H{H}/{Hkv} {size} {'causal' if causal else 'full'}:  "
                 + "  ".join(f"{name} {flops / us / 1e6:.0f}" for name, us in order),
                 flush=True,
             )
@@ -194,5 +211,5 @@ if __name__ == "__main__":
     wanted = [name for name in DIMS if name in sys.argv[1:]] or ["128"]
     for name in wanted:
         if "check" in sys.argv[1:]:
-            check(DIMS[name])
-        tune(DIMS[name])
+            check(name)
+        tune(name)

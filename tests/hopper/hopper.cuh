@@ -123,6 +123,7 @@ struct Fiber {
     bool done = false;
     std::function<bool()> ready;
     std::string waits_for;
+    u64 cluster_generation = 0;  // of the cluster's barrier, when this thread last arrived
     // wgmma
     size_t issued = 0, retired = 0;
     long long group = 0;
@@ -918,18 +919,19 @@ inline void fence_async_shared() {
     me->written.clear();
 }
 inline void cluster_arrive() {
-    host::Block* b = host::machine->now->block;
-    host::Named& n = host::machine->clusters[b->first_of_cluster];
+    host::Fiber* me = host::machine->now;
+    host::Named& n = host::machine->clusters[me->block->first_of_cluster];
+    me->cluster_generation = n.generation;
     if (++n.arrived == host::machine->threads * host::machine->cluster) {
         n.arrived = 0;
         ++n.generation;
     }
 }
 inline void cluster_wait() {
-    // Threads wait in the order in which they arrived: one phase at a time is in use.
-    host::Block* b = host::machine->now->block;
-    host::Named& n = host::machine->clusters[b->first_of_cluster];
-    host::pause_until([&n] { return n.arrived == 0; }, "the cluster's barrier");
+    const host::Fiber* me = host::machine->now;
+    const host::Named& n = host::machine->clusters[me->block->first_of_cluster];
+    const u64 before = me->cluster_generation;
+    host::pause_until([&n, before] { return n.generation != before; }, "the cluster's barrier");
 }
 inline u32 cluster_rank() { return host::machine->now->block->rank; }
 inline void dependency_wait() {}

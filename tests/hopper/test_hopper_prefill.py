@@ -88,10 +88,11 @@ def test_tiny_and_large_scores(scaled: float) -> None:
             SMALL._replace(ping_pong=False, continuous=False, lazy_rescale=False, dynamic=False),
             (2, 200, 300, 2, 1),
         ),
+        (SMALL._replace(cluster=2, dynamic=False), (1, 300, 300, 2, 1)),
         (SMALL._replace(dtype="E4M3", block_n=128, polynomial=4), (2, 200, 300, 2, 1)),
         (Variant(128, 128, False, False, "E4M3", 2, 192, 2), (1, 3, 500, 2, 2)),
     ],
-    ids=["128-fp16-full", "192-128", "plain", "e4m3", "e4m3-64-byte-rows"],
+    ids=["128-fp16-full", "192-128", "plain", "cluster", "e4m3", "e4m3-64-byte-rows"],
 )
 def test_sizes_and_schedules(chosen: Variant, shape: tuple[int, int, int, int, int]) -> None:
     assert worst(chosen, shape, mode="late") <= BOUND[DTYPES[chosen.dtype]]

@@ -48,6 +48,7 @@ class Variant(NamedTuple):
     continuous: bool = True
     lazy_rescale: bool = True
     dynamic: bool = True
+    cluster: int = 1
     polynomial: int = 0
 
     @property
@@ -67,6 +68,7 @@ class Variant(NamedTuple):
             ("CONTINUOUS", int(self.continuous)),
             ("LAZY_RESCALE", int(self.lazy_rescale)),
             ("DYNAMIC", int(self.dynamic)),
+            ("CLUSTER", self.cluster),
             ("POLYNOMIAL", self.polynomial),
         )
 
@@ -242,7 +244,8 @@ def run(
     key_rows, kv_heads, value_dim = k.shape[1], k.shape[2], v.shape[3]
     query_len, cache_len = longest or (query_rows, key_rows)
     sequences = offsets[0].shape[0] - 1 if offsets else batch
-    row_blocks = -(-query_len // chosen.rows)
+    cluster = chosen.cluster
+    row_blocks = -(-query_len // (chosen.rows * cluster))
     group = heads // kv_heads
     if heads_at_once is None:
         # Heads that share keys count once.
@@ -279,18 +282,20 @@ def run(
             width = 128 if chosen.block_n % 128 == 0 else 64
             values = nvrtc.tensor_map(
                 transposed.data_ptr(), "uint8", transposed.shape[::-1],
-                transposed.stride()[2::-1], (width, chosen.value_dim, 1, 1), swizzle=width,
+                transposed.stride()[2::-1], (width, chosen.value_dim // cluster, 1, 1),
+                swizzle=width,
             )  # fmt: skip
         else:
-            values = _tiles(v, chosen.block_n)
+            values = _tiles(v, chosen.block_n // cluster)
         kernel = nvrtc.function(SOURCE, KERNEL, defines=chosen.defines)
         nvrtc.launch(
             kernel,
-            (min(tiles, _processors(q.device.index)), 1, 1),
+            (min(tiles, _processors(q.device.index) // cluster) * cluster, 1, 1),
             (chosen.threads, 1, 1),
             chosen.shared_bytes,
             stream,
-            [_tiles(q, 64), _tiles(k, chosen.block_n), values, given],
+            [_tiles(q, 64), _tiles(k, chosen.block_n // cluster), values, given],
+            cluster=(cluster, 1, 1) if cluster > 1 else None,
         )
 
 
