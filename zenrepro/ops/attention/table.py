@@ -210,6 +210,16 @@ TABLE: tuple[Entry, ...] = check_table(
             paper="jax.nn.dot_product_attention, implementation cudnn",
         ),
         Entry(
+            name="jax.pallas_flash",
+            backend="jax",
+            algorithm="pallas_flash",
+            origin=Origin.PEER,
+            function="zenrepro.ops.attention.jax_pallas_flash:attention",
+            needs=Needs(dtypes={"tpu": ("fp32", "bf16")}, phases=("prefill",)),
+            paper="JAX, jax.experimental.pallas.ops.tpu.splash_attention; Dao 2023, "
+            "FlashAttention-2 (arXiv 2307.08691)",
+        ),
+        Entry(
             name="mlx.naive",
             backend="mlx",
             algorithm="naive",
