@@ -432,3 +432,36 @@ def test_cudnn_gets_values_narrower_than_keys(monkeypatch: pytest.MonkeyPatch, c
     drawn = Problem(backends.open("jax", "cpu"), case, "bf16", seed=0)
     verdict = drawn.judge(lambda: jax_cudnn.attention(*drawn.arrays, causal=case.causal))
     assert verdict.passed, verdict.reason
+
+
+def test_the_libraries_inside_an_unpacked_wheel_are_found_and_vllm_is_not_imported(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from zenrepro.ops.entry import installed
+    from zenrepro.ops.mla import torch_flash_mla
+
+    package = tmp_path / "vllm"
+    (package / "vllm_flash_attn").mkdir(parents=True)
+    for file in ("__init__.py", "vllm_flash_attn/__init__.py"):
+        (package / file).write_text("raise ImportError('imported')")
+    libraries = [
+        package / "vllm_flash_attn" / "_vllm_fa3_C.abi3.so", package / "_flashmla_C.abi3.so",
+    ]  # fmt: skip
+    for library in libraries:
+        library.write_bytes(b"")
+    monkeypatch.syspath_prepend(tmp_path)
+    loaded: list[str] = []
+    monkeypatch.setattr(torch.ops, "load_library", lambda path: loaded.append(str(path)))
+    for module in (fa3_library, torch_flash_mla):
+        monkeypatch.delenv(module.VARIABLE, raising=False)
+        assert any(installed(place) for place in module.PLACES)
+        module._load.cache_clear()
+        module._load()
+        module._load.cache_clear()
+    assert loaded == [str(library) for library in libraries]
+    named = tmp_path / "mine.so"
+    named.write_bytes(b"")
+    monkeypatch.setenv(fa3_library.VARIABLE, str(named))  # what is named goes first
+    assert fa3_library._load() == fa3_library.VARIABLE
+    fa3_library._load.cache_clear()
+    assert loaded[-1] == str(named)
