@@ -69,7 +69,7 @@ def _models(given: argparse.Namespace) -> int:
     if given.json:
         print_json([row for rows in tables for row in rows])
         return 0
-    for rows in tables:
+    for model, rows in zip(models.values(), tables, strict=True):
         names = list(rows[0].bytes)
         lines = [
             ["part", "parameters", "share", "active", "FLOP/token", *(f"{n} GB" for n in names)]
@@ -87,6 +87,13 @@ def _models(given: argparse.Namespace) -> int:
             )
         print(rows[0].model)
         _print_table(lines)
+        kept = [
+            f"{cache.form} {architecture.cache_bytes(model, form=cache.form) / 1e3:.1f}"
+            for cache in architecture.caches(model)
+        ]
+        print(f"  cache, kB/token in bf16: {', '.join(kept)}")
+        smaller = architecture.cache_readings(model).items()
+        print(f"  so many times smaller: {', '.join(f'{x:.3g} ({words})' for words, x in smaller)}")
     return 0
 
 
