@@ -36,16 +36,18 @@ def variants(name: str) -> dict[str, Variant]:
     if name == "fp8":
         middle = Variant(head_dim, value_dim, False, False, "E4M3", 2, 128, 2)
         return {
-            "n128": middle, "n128-s4": middle._replace(stages=4),
+            "n128": middle, "n128-s3-q2": middle._replace(stages=3, q_stages=2),
             "n128-drain": middle._replace(continuous=False),
             "n128-poly4": middle._replace(polynomial=4),
             "n192": middle._replace(block_n=192),
             "n192-poly4": middle._replace(block_n=192, polynomial=4),
             "n128-cluster": middle._replace(cluster=2, dynamic=False),
         }  # fmt: skip
-    middle = Variant(head_dim, value_dim, False, False, "BF16", 2, 128, 2)
+    middle = Variant(head_dim, value_dim, False, False, "BF16", 2, 128, 4 if head_dim == 64 else 2)
     widths = {64: (96, 128, 160, 192, 224), 128: (96, 128, 144, 160, 176), 192: (80, 96, 112, 128)}
     found = {f"n{n}": middle._replace(block_n=n) for n in widths[head_dim]}
+    if head_dim == 64:
+        found["n224"] = found["n224"]._replace(stages=3)
     plain: dict[str, dict[str, Any]] = {
         "drain": {"continuous": False}, "eager": {"lazy_rescale": False},
         "no-turns": {"ping_pong": False}, "static": {"dynamic": False},
@@ -60,7 +62,7 @@ def variants(name: str) -> dict[str, Variant]:
         found["n96-q2"] = best._replace(block_n=96, q_stages=2)
     if head_dim == 64:
         found["w3-n96"] = best._replace(warpgroups=3, block_n=96)
-        found["n128-s3"] = best._replace(stages=3)
+        found["n128-s2"] = best._replace(stages=2)
         found["n128-poly3"] = best._replace(polynomial=3)
     if head_dim == 128:
         found["n176-drain"] = best._replace(block_n=176, continuous=False)
@@ -155,7 +157,7 @@ def check(name: str) -> None:
     build([(v, guard) for v in found])
     plain = nvrtc.function
     try:
-        nvrtc.function = lambda *a, defines, **o: plain(*a, defines=defines + guard, **o)  # type: ignore[assignment]
+        nvrtc.function = lambda *a, defines=(), **o: plain(*a, defines=defines + guard, **o)  # type: ignore[assignment]
         for chosen in found:
             worst = max(
                 error(chosen, *draw(*shape, name))

@@ -96,9 +96,10 @@ class Variant(NamedTuple):
 def variant(head_dim: int, value_dim: int, *, causal: bool, varlen: bool, dtype: str) -> Variant:
     """The kernel for these sizes and this dtype ("bf16", "fp16" or "fp8_e4m3").
 
-    Blocks are what registers and shared memory hold; none is measured yet
-    (``tests/device/tune_attention_hopper.py``). 128 keys divide the usual lengths and make a causal
-    tile's diagonal one block; 176 read Q from shared memory less often.
+    Blocks and stages are what registers and shared memory hold; none is measured yet
+    (``tests/device/tune_attention_hopper.py``). 128 keys divide the usual lengths, make a causal
+    tile's diagonal one block and leave room to have the next queries there before their turn; 176
+    read Q from shared memory less often.
 
     Raises ValueError for sizes beyond the largest.
     """
@@ -117,13 +118,13 @@ def variant(head_dim: int, value_dim: int, *, causal: bool, varlen: bool, dtype:
             raise ValueError(
                 f"q: wants head_dim/value_dim that are multiples of 16, got {head_dim}/{value_dim}"
             )
-        return Variant(wide, out, causal, varlen, name, 2, 128, 2)
-    warpgroups, block_n = {
-        (64, 64): (2, 128),
-        (128, 128): (2, 128 if causal or varlen else 176),
-        (192, 128): (2, 128),
+        return Variant(wide, out, causal, varlen, name, 2, 128, 3, 2)
+    block_n, stages, q_stages = {
+        (64, 64): (128, 4, 2),
+        (128, 128): (128, 2, 2) if causal or varlen else (176, 2, 1),
+        (192, 128): (128, 2, 1),
     }[wide, out]
-    return Variant(wide, out, causal, varlen, name, warpgroups, block_n, 2)
+    return Variant(wide, out, causal, varlen, name, 2, block_n, stages, q_stages)
 
 
 class _Arguments(ctypes.Structure):
