@@ -56,6 +56,7 @@ def prefill(
     """
     shape = arguments.check_prefill(q, latent, w_uk, w_uv, causal=causal, scale=scale)
     _check_arrays({"q": q, "latent": latent, "w_uk": w_uk, "w_uv": w_uv})
+    _check_device(q)
     capability, _ = torch_triton.machine(q.device)
     table = CONFIGURATIONS.get(capability, SMALL_SHARED)
     cut = next((cut for most, cut in table if shape.query_len <= most), table[-1][1])
@@ -115,6 +116,7 @@ def decode_projected(
             raise ValueError(
                 f"{name}: wants {q.dtype} on {q.device} as q, got {weight.dtype} on {weight.device}"
             )
+    _check_device(q)
     absorbed = q.new_empty(batch, tokens, heads, ROW)
     shape = torch_triton.check(absorbed, cache, block_table, cache_seqlens, scale)
     capability, multiprocessors = torch_triton.machine(q.device)
@@ -173,5 +175,8 @@ def _check_arrays(given: dict[str, torch.Tensor]) -> None:
             raise ValueError(
                 f"{name}: wants its last dimension without gaps, got strides {array.stride()}"
             )
-        if not array.is_cuda and not torch_triton.interpreted():
-            raise ValueError(f"{name}: wants a CUDA tensor, got one on {array.device}")
+
+
+def _check_device(q: torch.Tensor) -> None:
+    if not q.is_cuda and not torch_triton.interpreted():
+        raise ValueError(f"q: wants a CUDA tensor, got one on {q.device}")
