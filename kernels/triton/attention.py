@@ -12,28 +12,29 @@ import triton.language as tl
 
 @triton.jit
 def _locate(n, offs_n, length, table, last_page, PAGE: tl.constexpr, BLOCK_N: tl.constexpr):
-    """Page and row in it of the keys n + offs_n; without pages everything is one page.
+    """Page, and row in it, of the tile's first key; of each key where pages are shorter than tiles.
 
-    Page numbers are clamped: a wrong table gives wrong numbers, never a fault.
+    Without pages everything is page 0. Page numbers are clamped: a wrong table gives wrong numbers,
+    never a fault.
     """
     if PAGE == 0:
-        return tl.full((), 0, tl.int64), n + offs_n
-    elif PAGE % BLOCK_N == 0:  # noqa: RET505  (a tile lies in one page)
+        return tl.full((), 0, tl.int64), n.to(tl.int64)
+    elif PAGE % BLOCK_N == 0:  # noqa: RET505  (a return ends no branch that is left out)
         page = tl.load(table + n // PAGE)
         page = tl.minimum(tl.maximum(page, 0), last_page)
-        return page.to(tl.int64), n % PAGE + offs_n
+        return page.to(tl.int64), (n % PAGE).to(tl.int64)
     else:
         rows = n + offs_n
         page = tl.load(table + rows // PAGE, mask=rows < length, other=0)
         page = tl.minimum(tl.maximum(page, 0), last_page)
-        return page.to(tl.int64), rows % PAGE
+        return page.to(tl.int64), (rows % PAGE).to(tl.int64)
 
 
 @triton.jit
 def _tile(
     source, b, h, n, base, page, row, rows_left, stride_page, stride_row, offs_n,
     FIRST: tl.constexpr, WIDTH: tl.constexpr, TOTAL: tl.constexpr,
-    BLOCK_N: tl.constexpr, MASKED: tl.constexpr, TMA: tl.constexpr,
+    PAGE: tl.constexpr, BLOCK_N: tl.constexpr, MASKED: tl.constexpr, TMA: tl.constexpr,
 ):  # fmt: skip
     """Columns FIRST .. FIRST + WIDTH of a tile of keys or values, [BLOCK_N, WIDTH].
 
@@ -41,10 +42,13 @@ def _tile(
     """
     if TMA:
         return source.load([b, h, n, FIRST]).reshape([BLOCK_N, WIDTH])
-    else:  # noqa: RET505  (one branch is compiled, a return does not end it)
+    else:  # noqa: RET505
         columns = FIRST + tl.arange(0, WIDTH)
-        offsets = page * stride_page + row.to(tl.int64) * stride_row
-        pointers = source + base + offsets[:, None] + columns[None, :]
+        offsets = base + page * stride_page + row * stride_row  # 64 bits
+        if PAGE % BLOCK_N == 0:  # of the tile; what is added in it fits 32 bits
+            pointers = (source + offsets) + ((offs_n * stride_row)[:, None] + columns[None, :])
+        else:
+            pointers = source + offsets[:, None] + columns[None, :]
         if MASKED and FIRST + WIDTH > TOTAL:
             seen = (offs_n < rows_left)[:, None] & (columns < TOTAL)[None, :]
             return tl.load(pointers, mask=seen, other=0.0)
@@ -66,13 +70,13 @@ def _scores(
     page, row = _locate(n, offs_n, S, table, last_page, PAGE, BLOCK_N)
     k1 = _tile(
         k, b, h, n, base, page, row, S - n, stride_page, stride_row, offs_n,
-        0, D1, D, BLOCK_N, MASKED, TMA,
+        0, D1, D, PAGE, BLOCK_N, MASKED, TMA,
     )  # fmt: skip
     s = tl.dot(q1, tl.trans(k1), input_precision="ieee")
     if D2 > 0:
         k2 = _tile(
             k_rest, b, h, n, base, page, row, S - n, stride_page, stride_row, offs_n,
-            D1, D2, D, BLOCK_N, MASKED, TMA,
+            D1, D2, D, PAGE, BLOCK_N, MASKED, TMA,
         )  # fmt: skip
         s = tl.dot(q2, tl.trans(k2), s, input_precision="ieee")
     return s
@@ -88,21 +92,23 @@ def _add_values(
     page, row = _locate(n, offs_n, S, table, last_page, PAGE, BLOCK_N)
     v1 = _tile(
         v, b, h, n, base, page, row, S - n, stride_page, stride_row, offs_n,
-        0, DV1, DV, BLOCK_N, MASKED, TMA,
+        0, DV1, DV, PAGE, BLOCK_N, MASKED, TMA,
     )  # fmt: skip
     return tl.dot(weights.to(v1.dtype), v1, acc, input_precision="ieee")
 
 
 @triton.jit
-def _softmax(s, m, norm, n, offs_n, last_seen, scale, MASKED: tl.constexpr):
+def _mask(s, n, offs_n, last_seen):
+    """Scores with the keys behind each row's last one hidden."""
+    return tl.where((n + offs_n)[None, :] <= last_seen[:, None], s, float("-inf"))
+
+
+@triton.jit
+def _softmax(s, m, norm, scale):
     """One step of the running softmax in powers of two: weights, correction, maximum, sum."""
-    if MASKED:
-        s = tl.where((n + offs_n)[None, :] <= last_seen[:, None], s, float("-inf"))
     m_new = tl.maximum(m, tl.max(s, 1))
-    if MASKED:  # a row that has seen no key yet: -inf minus -inf would be NaN
-        top = tl.where(m_new == float("-inf"), 0.0, m_new)
-    else:
-        top = m_new
+    # A row that has seen no key yet: -inf minus -inf would be NaN.
+    top = tl.where(m_new == float("-inf"), 0.0, m_new)
     # Subtract, then scale: s * scale - top * scale as one fused operation would leave a rounding
     # error of top * scale in the exponent, and large scores would overflow.
     p = tl.math.exp2((s - top[:, None]) * scale)
@@ -124,7 +130,7 @@ def attend(
     LAYOUT: tl.constexpr, PAGE: tl.constexpr, CAUSAL: tl.constexpr, GROUP: tl.constexpr,
     D: tl.constexpr, D1: tl.constexpr, D2: tl.constexpr, DV: tl.constexpr, DV1: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, PACK: tl.constexpr, SPLIT: tl.constexpr,
-    LAG: tl.constexpr, TMA: tl.constexpr, STAGES: tl.constexpr,
+    PEEL: tl.constexpr, LAG: tl.constexpr, TMA: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """One tile of BLOCK_M query rows of one head, over all keys or over one split of them.
 
@@ -135,6 +141,7 @@ def attend(
     PACK: the GROUP query heads of a key head share the tile, row r is token r // GROUP.
     SPLIT: partial [splits, rows, DV] fp32 and partial_lse [splits, rows] in powers of two, where
     row = (token of all) * heads + head; else out, with zeros where no key is seen.
+    PEEL: tiles that every row sees whole have a loop of their own, without masks.
     LAG: the product with V waits one step, so that on Hopper it runs beside the next softmax.
     TMA: k, k_rest and v are tensor descriptors of [B, Hkv, S, D] with blocks of [1, 1, BLOCK_N, D1
     or D2 or DV1] (dense only); else pointers, k_rest being k.
@@ -212,7 +219,7 @@ def attend(
             last_seen = tl.zeros_like(t) + (S - 1)
             seen = S
             seen_by_all = S
-        low = 0
+        low = split * 0
         if SPLIT:
             share = tl.cdiv(tl.cdiv(seen, BLOCK_N), splits) * BLOCK_N
             low = tl.minimum(split * share, seen)
@@ -237,42 +244,39 @@ def attend(
         norm = tl.zeros((BLOCK_M,), tl.float32)
         acc = tl.zeros((BLOCK_M, DV1), tl.float32)
         offs_n = tl.arange(0, BLOCK_N)
-        # From the right: first the tiles that some row sees in part, then the clear ones.
+        # From the right: the tiles that some row sees in part come first.
         first = low + (blocks - 1) * BLOCK_N
-        done = 0
         if LAG:
             # Carried as bits: Triton keeps a product's left side in registers only where an
             # operation of the same loop made it, else it goes through shared memory.
             BITS: tl.constexpr = tl.int32 if q.dtype.element_ty == tl.float32 else tl.int16
             bits = tl.zeros((BLOCK_M, BLOCK_N), BITS)
             correction = tl.full((BLOCK_M,), 1.0, tl.float32)
-            if blocks > 0:
-                s = _scores(
-                    q1, q2, k, k_rest, b, kv_head, first, k_base, S, table_row, last_page,
-                    stride_kb, stride_ks, offs_n, PAGE, D, D1, D2, BLOCK_N, True, TMA,
-                )  # fmt: skip
-                p, correction, m, norm = _softmax(s, m, norm, first, offs_n, last_seen, scale, True)
-                bits = p.to(q.dtype.element_ty).to(BITS, bitcast=True)
-                done = 1
-        for part in tl.static_range(2):
-            begin = done if part == 0 else tl.maximum(blocks - clear, done)
-            end = blocks - clear if part == 0 else blocks
+        for part in tl.static_range(2 if PEEL else 1):
+            begin = blocks - clear if part == 1 else 0
+            end = blocks - clear if PEEL and part == 0 else blocks
             for i in tl.range(begin, end, num_stages=STAGES):
                 n = first - i * BLOCK_N
                 s = _scores(
                     q1, q2, k, k_rest, b, kv_head, n, k_base, S, table_row, last_page,
                     stride_kb, stride_ks, offs_n, PAGE, D, D1, D2, BLOCK_N, part == 0, TMA,
                 )  # fmt: skip
-                if LAG:  # the values of the tile before this one
+                if part == 0:  # decided when compiled, as are PEEL and PACK; the last is not
+                    if PEEL or PACK:  # noqa: SIM114
+                        s = _mask(s, n, offs_n, last_seen)
+                    elif i < blocks - clear:
+                        s = _mask(s, n, offs_n, last_seen)
+                if LAG:
+                    # The values of the tile before this one. The first step has none: its weights
+                    # are zero, and the product runs beside a softmax that nothing else could.
                     acc = acc * correction[:, None]
                     weights = bits.to(q.dtype.element_ty, bitcast=True)
                     acc = _add_values(
-                        acc, weights, v, b, kv_head, n + BLOCK_N, v_base, S, table_row, last_page,
-                        stride_vb, stride_vs, offs_n, PAGE, DV, DV1, BLOCK_N, True, TMA,
+                        acc, weights, v, b, kv_head, tl.minimum(n + BLOCK_N, first), v_base, S,
+                        table_row, last_page, stride_vb, stride_vs, offs_n,
+                        PAGE, DV, DV1, BLOCK_N, True, TMA,
                     )  # fmt: skip
-                p, correction, m, norm = _softmax(
-                    s, m, norm, n, offs_n, last_seen, scale, part == 0
-                )
+                p, correction, m, norm = _softmax(s, m, norm, scale)
                 weights = p.to(q.dtype.element_ty)
                 if LAG:
                     bits = weights.to(BITS, bitcast=True)

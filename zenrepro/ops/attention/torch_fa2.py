@@ -28,8 +28,8 @@ SPLIT_KEYS = 256  # a split has at least so many
 class Config(NamedTuple):
     """Tile sizes and compiler options of one launch.
 
-    ``programs``: how many run on an SM at once, for choosing the splits. ``lag`` and ``tma`` as in
-    the kernel; ``tma`` only where the call allows descriptors.
+    ``block_m`` of a decode is that of 16 rows or fewer. ``programs``: how many run on an SM at
+    once, for choosing the splits. ``lag`` and ``tma`` as in the kernel.
     """
 
     block_m: int
@@ -41,31 +41,40 @@ class Config(NamedTuple):
     tma: bool = False
 
 
-# By architecture, phase and width. Widths: 64, 128, 192 (keys to 256 wide, values to 128) and 256.
-# sm_86 stands for cards with about 100 KB of shared memory a block.
+# By architecture, kind and width. Kinds: prefill; "pointers", a prefill on sm_90 whose keys the
+# copy engine cannot fetch (packed or paged sequences, odd strides); decode. Widths: 64, 128, 192
+# (keys to 192 wide, values to 128) and 256. sm_86 stands for cards with about 100 KB of shared
+# memory a block. Chosen by counting, not yet by timing: on sm_90, 128 rows a tile because a tile of
+# 64 would ask 2 x the L2's bandwidth at the tensor cores' rate; 128 keys a step because with 64 the
+# queries' side is read from shared memory twice as often; as many stages as fit, since the loads of
+# a step are issued at the end of the one before. None spills registers (tests).
 CONFIGS: dict[tuple[str, str, int], Config] = {
-    ("sm_90", "prefill", 64): Config(128, 128, 8, 2, 1, lag=True, tma=True),
-    ("sm_90", "prefill", 128): Config(128, 128, 8, 2, 1, lag=True, tma=True),
-    ("sm_90", "prefill", 192): Config(128, 64, 8, 2, 1, lag=True, tma=True),
-    ("sm_90", "prefill", 256): Config(128, 64, 8, 2, 1, tma=True),
+    ("sm_90", "prefill", 64): Config(128, 128, 8, 3, lag=True, tma=True),
+    ("sm_90", "prefill", 128): Config(128, 128, 8, 3, lag=True, tma=True),
+    ("sm_90", "prefill", 192): Config(128, 64, 8, 4, lag=True, tma=True),
+    ("sm_90", "prefill", 256): Config(128, 64, 8, 2, lag=True, tma=True),
+    ("sm_90", "pointers", 64): Config(128, 128, 8, 3, lag=True),
+    ("sm_90", "pointers", 128): Config(128, 64, 8, 3, lag=True),
+    ("sm_90", "pointers", 192): Config(128, 64, 8, 3, lag=True),
+    ("sm_90", "pointers", 256): Config(128, 32, 8, 3, lag=True),
     ("sm_80", "prefill", 64): Config(128, 64, 4, 3, 2),
-    ("sm_80", "prefill", 128): Config(128, 64, 8, 3, 1),
-    ("sm_80", "prefill", 192): Config(128, 32, 8, 3, 1),
-    ("sm_80", "prefill", 256): Config(128, 32, 8, 2, 1),
-    ("sm_86", "prefill", 64): Config(128, 64, 4, 2, 2),
-    ("sm_86", "prefill", 128): Config(128, 32, 4, 2, 1),
-    ("sm_86", "prefill", 192): Config(64, 32, 4, 2, 1),
-    ("sm_86", "prefill", 256): Config(64, 32, 4, 2, 1),
-    ("sm_90", "decode", 64): Config(16, 128, 4, 3, 2),
-    ("sm_90", "decode", 128): Config(16, 64, 4, 3, 2),
-    ("sm_90", "decode", 192): Config(16, 64, 4, 3, 1),
+    ("sm_80", "prefill", 128): Config(128, 64, 8, 3),
+    ("sm_80", "prefill", 192): Config(128, 32, 8, 3),
+    ("sm_80", "prefill", 256): Config(64, 32, 8, 3),
+    ("sm_86", "prefill", 64): Config(128, 32, 4, 3, 2),
+    ("sm_86", "prefill", 128): Config(128, 32, 8, 3),
+    ("sm_86", "prefill", 192): Config(128, 32, 8, 2),
+    ("sm_86", "prefill", 256): Config(64, 32, 8, 2),
+    ("sm_90", "decode", 64): Config(16, 128, 4, 3, 3),
+    ("sm_90", "decode", 128): Config(16, 64, 4, 3, 3),
+    ("sm_90", "decode", 192): Config(16, 64, 4, 3, 2),
     ("sm_90", "decode", 256): Config(16, 32, 4, 3, 2),
-    ("sm_80", "decode", 64): Config(16, 128, 4, 3, 1),
-    ("sm_80", "decode", 128): Config(16, 64, 4, 3, 1),
-    ("sm_80", "decode", 192): Config(16, 32, 4, 3, 1),
+    ("sm_80", "decode", 64): Config(16, 128, 4, 3, 2),
+    ("sm_80", "decode", 128): Config(16, 64, 4, 3, 2),
+    ("sm_80", "decode", 192): Config(16, 32, 4, 3, 2),
     ("sm_80", "decode", 256): Config(16, 32, 4, 3, 1),
-    ("sm_86", "decode", 64): Config(16, 64, 4, 3, 1),
-    ("sm_86", "decode", 128): Config(16, 32, 4, 3, 1),
+    ("sm_86", "decode", 64): Config(16, 64, 4, 3, 2),
+    ("sm_86", "decode", 128): Config(16, 32, 4, 3, 2),
     ("sm_86", "decode", 192): Config(16, 32, 4, 2, 1),
     ("sm_86", "decode", 256): Config(16, 32, 4, 2, 1),
 }
@@ -89,7 +98,7 @@ def attention(
         shape.head_dim, shape.value_dim, causal, shape.scale,
     )  # fmt: skip
     out = q.new_empty((*q.shape[:3], shape.value_dim))
-    launch(call, _plan(call, q), q, k, v, out)
+    launch(call, plan_for(call, q, k, v), q, k, v, out)
     return out
 
 
@@ -123,7 +132,7 @@ def attention_varlen(
     )  # fmt: skip
     out = q.new_empty((*q.shape[:2], shape.value_dim))
     if shape.queries and shape.max_query_len:
-        launch(call, _plan(call, q), q, k, v, out)
+        launch(call, plan_for(call, q, k, v), q, k, v, out)
     return out
 
 
@@ -156,7 +165,7 @@ def attention_paged(
         pages=shape.pages,
     )  # fmt: skip
     out = q.new_empty((*q.shape[:3], shape.value_dim))
-    launch(call, _plan(call, q), q, k_cache, v_cache, out)
+    launch(call, plan_for(call, q, k_cache, v_cache), q, k_cache, v_cache, out)
     return out
 
 
@@ -230,14 +239,16 @@ def architecture(capability: tuple[int, int]) -> str:
     return "sm_86"
 
 
-def plan(call: Call, architecture: str, processors: int, fp32: bool) -> Plan:
-    """Look the configuration up and choose the splits."""
+def plan(call: Call, architecture: str, processors: int, *, fp32: bool, descriptors: bool) -> Plan:
+    """Look the configuration up and choose the splits. ``descriptors``: the copy engine can fetch
+    keys and values."""
     packed = call.query_len * call.group <= PACKED_ROWS
     column = width(call.head_dim, call.value_dim)
     rows = call.query_len * call.group if packed else call.query_len
-    config = (
-        FP32[column] if fp32 else CONFIGS[architecture, "decode" if packed else "prefill", column]
-    )
+    kind = "decode" if packed else "prefill"
+    if kind == "prefill" and architecture == "sm_90" and not descriptors:
+        kind = "pointers"
+    config = FP32[column] if fp32 else CONFIGS[architecture, kind, column]
     if packed and not fp32:
         config = config._replace(block_m=max(16, 1 << (rows - 1).bit_length()))
     tiles = -(-rows // config.block_m)
@@ -288,11 +299,19 @@ def _device(index: int | None) -> tuple[str, int]:
     return architecture((properties.major, properties.minor)), properties.multi_processor_count
 
 
-def _plan(call: Call, q: torch.Tensor) -> Plan:
+def plan_for(call: Call, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> Plan:
+    """``plan`` on q's device."""
     import torch
 
     target, processors = _device(q.device.index if q.is_cuda else None)
-    return plan(call, target, processors, q.dtype == torch.float32)
+    descriptors = call.layout == "dense" and describable(k, v)
+    return plan(call, target, processors, fp32=q.dtype == torch.float32, descriptors=descriptors)
+
+
+def stages(config: Config, layout: str) -> int:
+    """Steps in flight. Page numbers are loads of their own, as far ahead of those of keys and
+    values as these are of their use."""
+    return 2 * config.stages - 1 if layout == "paged" else config.stages
 
 
 def launch(
@@ -305,12 +324,13 @@ def launch(
     config, packed, tiles, splits = chosen
     first, second = halves(call.head_dim)
     value_first = max(16, 1 << (call.value_dim - 1).bit_length())
-    tma = config.tma and call.layout == "dense" and describable(k, v)
+    tma = config.tma
     keys = [k, k]
     values = v
     if tma:
         keys = [describe(k, config.block_n, columns) for columns in (first, second or first)]
         values = describe(v, config.block_n, value_first)
+    depth = stages(config, call.layout)
     partial = lse = out
     if splits > 1:
         rows = call.rows * call.heads
@@ -332,8 +352,8 @@ def launch(
         LAYOUT=call.layout, PAGE=call.page, CAUSAL=call.causal, GROUP=call.group,
         D=call.head_dim, D1=first, D2=second, DV=call.value_dim, DV1=value_first,
         BLOCK_M=config.block_m, BLOCK_N=config.block_n, PACK=packed, SPLIT=splits > 1,
-        LAG=config.lag, TMA=tma, STAGES=config.stages,
-        num_warps=config.warps, num_stages=config.stages,
+        PEEL=not (packed or config.lag), LAG=config.lag, TMA=tma, STAGES=depth,
+        num_warps=config.warps, num_stages=depth,
         # Multiplications fused with additions, said here: Triton's default is going to change.
         enable_fp_fusion=True,
     )  # fmt: skip
