@@ -69,6 +69,17 @@ def test_counts_are_made_once_a_kind_and_counters_of_every_implementation(
     assert [p.implementation for p in made if p.produces is traffic.EXPECTED] == ["torch.fa3"] * 4
 
 
+def test_another_implementation_or_case_makes_nothing_stale(start: Start) -> None:
+    run = start("traffic", backend="torch")
+    tables = {f"zenrepro/ops/{op}/{name}.py" for op in ("attention", "mla")
+              for name in ("table", "cases")}  # fmt: skip
+    for point in traffic.points(run):
+        (first, *_) = run._shells(point)
+        names = set(first.inputs.sources)
+        assert not names & tables
+        assert {f"{name}#" for name in tables} <= names
+
+
 @pytest.mark.parametrize("size", [50 * 2**20, 0])
 def test_what_is_expected_rests_on_the_cards_l2(
     start: Start, monkeypatch: pytest.MonkeyPatch, size: int
@@ -133,7 +144,7 @@ def test_the_reports_shape_is_counted_at_full_scale() -> None:
 
 def test_allocated_caches_are_as_large_as_counted(started: Start) -> None:
     run = started("traffic", backend="torch")
-    records = run.measure(cache_sizes.points(run))
+    records = run.measure(cache_sizes.points(run, []))
     models = architecture.load(run.project.models)
     counted = [r for r in records if (r.quantity, r.metric) == ("size", "cache")]
     allocated = [r for r in records if (r.quantity, r.metric) == ("memory", "cache")]

@@ -37,6 +37,17 @@ def test_modules_given_otherwise_take_part_without_a_row(lab):
     assert not any("#" in name for name in found)
 
 
+def test_a_table_none_of_whose_rows_is_used_takes_part_without_them(lab):
+    found = lab.inputs(rows=["lab.ops.table:"])
+    names = {name for name in found.sources if "table" in name}
+    assert names == {"lab/ops/table.py#"}
+    assert "lab/ops/fast.py" not in found.sources
+    lab.edit("lab/ops/table.py", '"lab.ops.slow:run"', '"lab.ops.slow:other"')
+    assert lab.changed(found) == []
+    lab.edit("lab/ops/table.py", "tuple(", "sorted(")
+    assert lab.changed(found) == ["source lab/ops/table.py, outside its rows changed"]
+
+
 def test_another_backends_modules_can_be_left_out(lab):
     found = lab.inputs(without=["lab.deep"]).sources
     assert not any("deep" in name for name in found)

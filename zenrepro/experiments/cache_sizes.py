@@ -6,7 +6,7 @@ experiment ``traffic``.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -28,11 +28,15 @@ DTYPE = "bf16"
 # model, elsewhere of the one that the report's attention table is about.
 ALLOCATED = {"smoke": (2, 100), "small": (1, 4096), "full": (32, 4096)}
 MODEL = "zen-mode-7b"
-_MODULES = ["zenrepro.architecture", "zenrepro.ops.mla.cache"]
+# Tables that are loaded with this module, of which no row is used.
+ROWS = ("zenrepro.ops.mla.table:", "zenrepro.ops.mla.cases:")
 
 
-def points(run: Session) -> Iterator[Point]:
-    """Of each model and form its bytes a token by counting, and an allocated cache."""
+def points(run: Session, rows: Sequence[str]) -> Iterator[Point]:
+    """Of each model and form its bytes a token by counting, and an allocated cache.
+
+    ``rows``: tables that the experiment's module loads.
+    """
     batch, seq_len = ALLOCATED[run.scale]
     for name, model in architecture.load(run.project.models).items():
         data = [str((run.project.models / f"{name}.yaml").relative_to(run.project.root))]
@@ -44,7 +48,7 @@ def points(run: Session) -> Iterator[Point]:
             if stored is not None:
                 conditions["format"] = stored
             common: dict[str, Any] = {
-                "implementation": f"{run.parameters.backend}.{cache.form}", "modules": _MODULES,
+                "implementation": f"{run.parameters.backend}.{cache.form}", "rows": [*rows, *ROWS],
                 "data": data, "origin": Origin.OURS,
             }  # fmt: skip
             yield Point(

@@ -81,16 +81,18 @@ def points(run: session.Session) -> Iterator[Point]:
         watch = Watch(run, entry, able, _REPEATS)
         for case, dtype in pairs:
             conditions = case.conditions(dtype)
+            of_case = f"{_CASES}:{case.name or ''}"
             common: dict[str, Any] = {
                 "implementation": entry.name, "conditions": conditions, "origin": entry.origin,
                 "baseline": None if entry.algorithm == BASELINE else f"{entry.backend}.{BASELINE}",
             }  # fmt: skip
             if entry in _first_of_each(entries):
                 measure = partial(_counted, entry, case, dtype)
-                yield Point(produces=COUNTED, measure=measure, **common)
+                rows = [f"{_TABLE}:", of_case, *cache_sizes.ROWS]
+                yield Point(produces=COUNTED, measure=measure, rows=rows, **common)
                 if entry.algorithm in TILED and blind is None:
                     measure = partial(_expected, run, case, dtype)
-                    yield Point(produces=EXPECTED, measure=measure, **common)
+                    yield Point(produces=EXPECTED, measure=measure, rows=rows, **common)
             if blind is not None and (case, dtype) != pairs[-1]:
                 continue
             unavailable = blind or entry.status(run.hardware, conditions)
@@ -102,12 +104,12 @@ def points(run: session.Session) -> Iterator[Point]:
                     "zenrepro.experiments.profiled",
                     "zenrepro.measure.counters",
                 ],
-                rows=[f"{_TABLE}:{entry.name}"] + ([f"{_CASES}:{case.name}"] if case.name else []),
+                rows=[f"{_TABLE}:{entry.name}", of_case, *cache_sizes.ROWS],
                 unavailable=unavailable,
                 packages={} if unavailable else entry.versions(),
                 **common,
             )
-    yield from cache_sizes.points(run)
+    yield from cache_sizes.points(run, [f"{_TABLE}:", f"{_CASES}:"])
 
 
 def _first_of_each(entries: list[Entry]) -> list[Entry]:

@@ -41,7 +41,8 @@ def inputs(
 
     ``modules`` are dotted names to start from (or project-relative files: kernels, notebooks); an
     experiment's module brings its notebook along. ``rows`` are "module:row" of literal tables; what
-    a row names, modules and kernel files, takes part. ``data`` are project-relative files.
+    a row names, modules and kernel files, takes part. "module:" is a table none of whose rows is
+    used; one that is not named at all takes part whole. ``data`` are project-relative files.
     ``without`` are modules that some import could load but that this point does not use: the other
     backends. Raises InputError for what is not there or cannot be read.
     """
@@ -98,18 +99,21 @@ class _Walk:
         """Take one row of a table in, with the modules and files that its texts name."""
         module, _, row = spec.partition(":")
         path = self.locate(module)
-        if path is None or not row:
+        if path is None or ":" not in spec:
             raise InputError(f"table row {spec!r}: wanted module:row of a module of the project")
         code = self.files.code(path)
-        if row not in code.rows:
+        if row and row not in code.rows:
             raise InputError(
                 f"table row {spec!r}: {module} has no literal row of that name; "
                 f"it has {', '.join(code.rows) or 'none'}"
             )
         name = self.name(path)
         self._tables.add(name)
-        self.names.update((f"{name}#", f"{name}#{row}"))
+        self.names.add(f"{name}#")
         self._pending.append(module)
+        if not row:
+            return
+        self.names.add(f"{name}#{row}")
         for text in code.rows[row].texts:
             dotted = text.partition(":")[0]
             if "/" in text:
