@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import ctypes
+import pathlib
+from collections.abc import Callable, Iterator
 from unittest import mock
 
 import emulator
@@ -44,7 +46,7 @@ class Call:
                 last[length % 64 :] = 0xFF if fp8 else float("nan")
 
     def run(
-        self, blocks: int, mode: str = "drawn", seed: int = 0, times: int = 1
+        self, blocks: int, mode: str = "drawn", seed: int = 0, times: int = 1, **tuning: int
     ) -> list[torch.Tensor]:
         """The outputs of ``times`` calls with one workspace on a card of ``blocks`` SMs."""
         outs = []
@@ -57,9 +59,8 @@ class Call:
                 workspace.parts.fill_(float("nan"))
                 workspace.part_sums.fill_(float("nan"))
                 out = torch.full((*self.q.shape[:3], 512), float("nan"), dtype=torch.bfloat16)
-                torch_hopper.launch(
-                    self.q, self.cache, self.table, self.lengths, SCALE, workspace, out
-                )
+                given = (self.q, self.cache, self.table, self.lengths, SCALE, workspace, out)
+                torch_hopper.launch(*given, tuning=tuple(tuning.items()))
                 assert not workspace.counters.any(), "counters are left for the next call"
                 outs.append(out)
         return outs
@@ -102,10 +103,18 @@ def stored(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 @pytest.mark.parametrize("fp8", [False, True], ids=["bf16", "fp8"])
 def test_split_and_ragged(fp8: bool, mode: str) -> None:
     call = Call(2, 24, [300, 65, 0, 1], fp8)
-    (out,) = call.run(3, mode)
+    (out,) = call.run(3, mode, EAGER=0)
     assert call.error(out) < BOUND[fp8]
     assert not out[2].any(), "a sequence without a key gives zeros"
     assert not out[3, 0].any(), "a query before the first key gives zeros"
+
+
+@pytest.mark.parametrize("mode", ["late", "drawn"])
+@pytest.mark.parametrize("fp8", [False, True], ids=["bf16", "fp8"])
+def test_eager_order(fp8: bool, mode: str) -> None:
+    call = Call(2, 40, [450, 200, 64], fp8, seed=2)
+    (out,) = call.run(4, mode, seed=7, EAGER=1)
+    assert call.error(out) < BOUND[fp8]
 
 
 @pytest.mark.parametrize(
@@ -127,6 +136,110 @@ def test_shapes(tokens: int, heads: int, lengths: list[int], blocks: int) -> Non
     call = Call(tokens, heads, lengths, seed=tokens + heads)
     (out,) = call.run(blocks, seed=len(lengths))
     assert call.error(out) < BOUND[False]
+
+
+PLAN = """
+extern "C" __global__ void plans(const __grid_constant__ Problem problem, int blocks, Plan* out) {
+    extern __shared__ char memory[];
+    int* scratch = reinterpret_cast<int*>(memory + 64);
+    for (int block = 0; block < blocks; ++block) {
+        Plan* plan = reinterpret_cast<Plan*>(memory);
+        make_plan(problem, block, blocks, plan, scratch);
+        __syncthreads();
+        if (threadIdx.x == 0) out[block] = *plan;
+        __syncthreads();
+    }
+}
+"""
+
+
+class Plan(ctypes.Structure):
+    _fields_ = [
+        (name, ctypes.c_int)
+        for name in (
+            "first first_page last last_end first_splits first_index first_block "
+            "last_splits last_index last_block ragged"
+        ).split()
+    ]
+
+
+@pytest.fixture(scope="module")
+def planner(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., list[Plan]]]:
+    """The kernel's own plan of every block, for lengths and a number of blocks."""
+    file = device_code.path(torch_hopper.SOURCE)
+    folder = tmp_path_factory.mktemp("plans")
+    source = folder / "plans.cu"
+    source.write_text(file.read_text() + PLAN)
+    for other in file.parent.glob("*.cuh"):
+        (folder / other.name).write_text(other.read_text())
+
+    def plans(lengths: list[int], blocks: int) -> list[Plan]:
+        held = torch.tensor(lengths, dtype=torch.int32)
+        out = (Plan * blocks)()
+        problem = torch_hopper.Problem(
+            cache_seqlens=held.data_ptr(), batch=len(lengths), table_width=-(-max(lengths) // 64)
+        )
+        run = emulator.Emulator()
+        given = [problem, ctypes.c_int(blocks), ctypes.c_void_p(ctypes.addressof(out))]
+        kernel = run.function("plans", "plans")
+        run.launch(kernel, (1, 1, 1), (torch_hopper.THREADS, 1, 1), 4096, 0, given)
+        return list(out)
+
+    with mock.patch.object(device_code, "path", return_value=source):
+        emulator._library.cache_clear()
+        yield plans
+        emulator._library.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("lengths", "blocks"),
+    [
+        ([131072], 132),
+        ([4096] * 128, 132),
+        ([4096] * 64, 132),
+        ([4096] * 64, 66),
+        ([64] * 1000, 132),
+        ([(137 * i) % 3000 for i in range(1000)], 132),
+        ([100 + 62 * i for i in range(128)], 132),
+        ([1] * 131 + [20000], 132),
+        ([0, 0, 70, 0, 5000, 0, 0, 64, 0], 3),
+        ([8000, 10, 10, 10, 8000], 2),
+    ],
+)
+def test_a_plan_serves_every_page_once(
+    planner: Callable[..., list[Plan]], lengths: list[int], blocks: int
+) -> None:
+    pages = [-(-length // 64) for length in lengths]
+    served: dict[int, list[tuple[int, int, int]]] = {b: [] for b in range(len(lengths))}
+    work = []
+    for block, plan in enumerate(planner(lengths, blocks)):
+        total = 0
+        for b in range(plan.first, plan.last + 1):
+            begin = plan.first_page if b == plan.first else 0
+            end = plan.last_end if b == plan.last else pages[b]
+            if begin < end:
+                served[b].append((block, begin, end))
+                total += end - begin
+        work.append(total)
+        for b, splits, index, first_block in (
+            (plan.first, plan.first_splits, plan.first_index, plan.first_block),
+            (plan.last, plan.last_splits, plan.last_index, plan.last_block),
+        ):
+            if plan.last >= 0 and splits > 1:
+                served[b].append((-1 - block, splits, block - first_block - index))
+    for b, pieces in served.items():
+        parts = sorted(piece for piece in pieces if piece[0] >= 0)
+        told = [piece for piece in pieces if piece[0] < 0]
+        edges = [0] + [end for _, _, end in parts]
+        assert [begin for _, begin, _ in parts] == edges[:-1], f"sequence {b}: {parts}"
+        assert edges[-1] == pages[b], f"sequence {b}: {parts} of {pages[b]} pages"
+        first = parts[0][0] if parts else 0
+        assert [block for block, _, _ in parts] == list(range(first, first + len(parts)))
+        # Every block that shares a sequence knows with how many, and which of them it is.
+        assert len(told) == (len(parts) if len(parts) > 1 else 0), f"sequence {b}"
+        assert all(splits == len(parts) and off == 0 for _, splits, off in told), f"sequence {b}"
+    even = sum(pages) / blocks
+    assert max(work) <= even * 1.25 + 8, f"{max(work)} pages for one block, {even:.1f} for each"
 
 
 def test_large_and_tiny_values() -> None:
@@ -154,12 +267,10 @@ def test_the_same_bits_in_any_order_of_events() -> None:
         ("if (!FP8 && valid < PAGE) clear_values", "if (false) clear_values"),
         # A buffer is filled anew while it is read.
         ("mbarrier_wait(empty + half * 8, parity ^ 1);", ""),
-        # Parts are added without their weights.
-        ("sum.x += w * x.x;", "sum.x += x.x;"),
     ],
-    ids=["mask", "unclear_rows", "early_load", "unweighted_parts"],
+    ids=["mask", "unclear_rows", "early_load"],
 )
-def test_a_seeded_defect_is_seen(right: str, wrong: str, tmp_path: Path) -> None:
+def test_a_seeded_defect_is_seen(right: str, wrong: str, tmp_path: pathlib.Path) -> None:
     file = device_code.path(torch_hopper.SOURCE)
     text = file.read_text()
     assert text.count(right) >= 1, "the defect's place is gone: write it anew"

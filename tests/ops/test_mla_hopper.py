@@ -12,18 +12,21 @@ pytest.importorskip("cuda.bindings.nvrtc", reason="cuda-bindings is not installe
 from zenrepro.ops import nvrtc  # noqa: E402
 from zenrepro.ops.mla import torch_hopper  # noqa: E402
 
-FORMATS = pytest.mark.parametrize("fp8", [0, 1], ids=["bf16", "fp8"])
+# Tiles of query rows, FP8 cache: what is compiled for them.
+BUILDS = pytest.mark.parametrize(
+    ("tiles", "fp8"), [(1, False), (2, False), (1, True)], ids=["bf16", "bf16-eager", "fp8-eager"]
+)
 
 
-def compiled(fp8: int) -> bytes:
-    defines = (("FP8", fp8), *torch_hopper.CONTRACT)
+def compiled(tiles: int, fp8: bool) -> bytes:
+    defines = torch_hopper.macros(tiles, fp8)
     return nvrtc.compile(torch_hopper.SOURCE, arch="sm_90a", defines=defines)
 
 
-@FORMATS
-def test_the_kernel_fits_a_multiprocessor(fp8: int) -> None:
+@BUILDS
+def test_the_kernel_fits_a_multiprocessor(tiles: int, fp8: bool) -> None:
     try:
-        used = nvrtc.resources(compiled(fp8))["mla_decode"]
+        used = nvrtc.resources(compiled(tiles, fp8))["mla_decode"]
     except FileNotFoundError as missing:
         pytest.skip(str(missing))
     assert used.local_bytes == 0, "registers spill to memory"
@@ -31,20 +34,22 @@ def test_the_kernel_fits_a_multiprocessor(fp8: int) -> None:
     assert torch_hopper.SHARED_BYTES <= 232448  # 227 KiB, the most a block of sm_90 can have
 
 
-@FORMATS
-def test_the_machine_code_is_hoppers(fp8: int) -> None:
+@BUILDS
+def test_the_machine_code_is_hoppers(tiles: int, fp8: bool) -> None:
     try:
-        code = nvrtc.sass(compiled(fp8))
+        code = nvrtc.sass(compiled(tiles, fp8))
     except FileNotFoundError as missing:
         pytest.skip(str(missing))
     products = re.findall(r"HGMMA\.64x(\d+)x16\.F32\.BF16", code)
-    assert products.count("64") == 9 * 4, "S = Q K^T: nine chunks of four steps"
-    assert products.count("256") == 2 * 4, "O += P V: P from registers and from shared memory"
+    # S = Q K^T: nine chunks of four steps. O += P V: P from registers and from shared memory.
+    # The eager order writes both out once for each place where they may take turns.
+    assert products.count("64") >= 9 * 4
+    assert products.count("256") >= 2 * 4
     assert "UTMALDG.3D" in code
     assert "USETMAXREG" in code
     # A wait after each product would mean that the compiler serialised them.
-    assert len(re.findall(r"WARPGROUP\.DEPBAR", code)) <= 8
-    assert bool(fp8) == ("F16.E4M3.UNPACK_B" in code)
+    assert len(re.findall(r"WARPGROUP\.DEPBAR", code)) < len(products) / 8
+    assert fp8 == ("F16.E4M3.UNPACK_B" in code)
 
 
 def test_a_struct_that_differs_from_the_kernels_does_not_compile() -> None:

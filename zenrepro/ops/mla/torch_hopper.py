@@ -158,12 +158,16 @@ def shared_workspace(device: torch.device, counters: int) -> Workspace:
     return found
 
 
-def order(tiles: int, fp8: bool) -> nvrtc.Defines:
-    """The kernel's order of work. A model of its pipeline (cycles of TMA, wgmma and softmax) puts a
-    page of bf16 for one tile at 4050 cycles in either order, since its bytes take 3960; for two
-    tiles, whose second read comes from L2, at 2950 in a fixed order and 2510 in the eager one, at
-    2180 of wgmma."""
-    return (("EAGER", int(fp8 or tiles > 1)),)
+def macros(tiles: int, fp8: bool, tuning: nvrtc.Defines = ()) -> nvrtc.Defines:
+    """What the source is compiled with; ``tuning`` are its switches, and come last.
+
+    EAGER, the order of work: a model of the pipeline (cycles of TMA, wgmma and softmax) puts a page
+    of bf16 for one tile at 4050 cycles in either order, since its bytes take 3960; for two tiles,
+    whose second read comes from L2, at 2950 in the fixed order and 2510 in the eager one, of which
+    2180 are wgmma's; for FP8 at 2950 and 2600, its bytes at 2250.
+    """
+    given = {"FP8": int(fp8), "EAGER": int(fp8 or tiles > 1), **dict(CONTRACT), **dict(tuning)}
+    return tuple(given.items())
 
 
 def launch(
@@ -176,7 +180,7 @@ def launch(
     out: torch.Tensor,
     tuning: nvrtc.Defines = (),
 ) -> None:
-    """The kernel on checked arguments; ``tuning`` are macros of the source."""
+    """The kernel on checked arguments; ``tuning`` as of ``macros``."""
     batch, tokens, heads, _ = q.shape
     rows = tokens * heads
     tiles = -(-rows // TILE)
@@ -194,18 +198,17 @@ def launch(
     cache_map = _map(
         cache.data_ptr() + skipped, (width, PAGE, cache.shape[0]), (row_stride, page_stride)
     )
-    defines = (("FP8", int(fp8)), *CONTRACT, *(tuning or order(tiles, fp8)))
-    kernel = nvrtc.function(SOURCE, "mla_decode", arch="sm_90a", defines=defines)
     blocks = multiprocessors(q.device) // tiles * tiles
-    nvrtc.launch(
-        kernel,
-        (blocks, 1, 1),
-        (THREADS, 1, 1),
-        SHARED_BYTES,
-        torch.cuda.current_stream(q.device).cuda_stream,
-        [q_map, cache_map, problem, ctypes.c_int(tiles)],
-        cooperative=True,
-    )
+    with torch.cuda.device(q.device):
+        nvrtc.launch(
+            nvrtc.function(SOURCE, "mla_decode", arch="sm_90a", defines=macros(tiles, fp8, tuning)),
+            (blocks, 1, 1),
+            (THREADS, 1, 1),
+            SHARED_BYTES,
+            torch.cuda.current_stream(q.device).cuda_stream,
+            [q_map, cache_map, problem, ctypes.c_int(tiles)],
+            cooperative=True,
+        )
 
 
 @functools.lru_cache(maxsize=256)
