@@ -129,6 +129,8 @@ def read(
                 raise Unavailable(f"no hardware counters: {reason}")
     if code != 0:
         raise CountersError(f"the profiled program ended with {code}: {_last_line(said or text)}")
+    if not _tables(text) and _tables(said):
+        text = said  # a profiler that prints its table whatever file it is given
     kernels = parse(text, metrics)
     if not kernels:
         raise CountersError(f"the profiler saw no kernel: {_last_line(text)}")
@@ -174,8 +176,7 @@ def parse(text: str, metrics: Sequence[str]) -> list[Kernel]:
     Raises CountersError for a table that lacks a metric, is in other than base units, or whose
     rows have another length than its head.
     """
-    lines = text.splitlines()
-    starts = [i for i, line in enumerate(lines) if line.startswith('"ID",')]
+    lines, starts = text.splitlines(), _tables(text)
     if not starts:
         if any(line.startswith("==ERROR==") for line in lines):
             wrong = next(line for line in lines if line.startswith("==ERROR=="))
@@ -195,6 +196,11 @@ def parse(text: str, metrics: Sequence[str]) -> list[Kernel]:
             raise CountersError(f"a row of {len(row)} cells in a table of {len(head)} columns")
         kernels.append(_kernel(row, places, metrics))
     return kernels
+
+
+def _tables(text: str) -> list[int]:
+    """The lines on which a table begins."""
+    return [i for i, line in enumerate(text.splitlines()) if line.startswith('"ID",')]
 
 
 class _Places(msgspec.Struct, frozen=True):
