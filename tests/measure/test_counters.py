@@ -142,6 +142,11 @@ def test_reading(ncu, tmp_path: Path) -> None:
     assert asked.endswith(f"{sys.executable} -c pass\n")
 
 
+def test_a_table_on_standard_output_is_read_too(ncu) -> None:
+    ncu(f'echo "==PROF== Connected" > "$LOG"; cat {DATA}/h200_one_pass.csv')
+    assert len(counters.read(["true"], MEMORY, timeout_s=20)) == 15
+
+
 @pytest.mark.parametrize(
     ("body", "words"),
     [
