@@ -35,20 +35,21 @@ HOPPER = {
     False: (
         Cut(16, 64, False, 4, 2, 2), Cut(16, 64, False, 8, 3, 1), Cut(16, 64, False, 8, 2, 2),
         Cut(16, 32, False, 4, 3, 2), Cut(16, 32, False, 8, 4, 1), Cut(16, 64, True, 4, 2, 1),
-        Cut(16, 64, True, 8, 2, 1), Cut(32, 64, False, 8, 2, 2, 128), Cut(32, 64, False, 8, 2, 1),
-        Cut(32, 32, False, 8, 3, 1), Cut(32, 64, True, 8, 2, 1), Cut(64, 64, False, 8, 2, 1),
+        Cut(16, 64, True, 8, 2, 1), Cut(32, 64, False, 4, 2, 2), Cut(32, 64, False, 8, 2, 1),
+        Cut(32, 32, False, 8, 3, 1), Cut(32, 64, True, 4, 2, 1), Cut(32, 64, True, 8, 2, 1),
+        Cut(64, 64, False, 8, 2, 1),
         Cut(64, 64, True, 8, 2, 1),
     ),
     True: (
         Cut(16, 64, False, 4, 2, 2), Cut(16, 64, False, 8, 3, 1), Cut(16, 32, False, 4, 2, 2),
-        Cut(16, 32, False, 4, 4, 2), Cut(32, 64, False, 8, 2, 1), Cut(32, 64, False, 8, 3, 1),
-        Cut(32, 32, False, 8, 3, 1),
+        Cut(16, 32, False, 4, 4, 2), Cut(32, 64, False, 4, 2, 2), Cut(32, 64, False, 8, 2, 1),
+        Cut(32, 64, False, 8, 3, 1), Cut(32, 32, False, 8, 3, 1),
     ),
 }  # fmt: skip
 AMPERE = {
     False: (
         Cut(16, 32, False, 8, 4, 1), Cut(16, 32, False, 4, 2, 2), Cut(16, 64, False, 4, 2, 1),
-        Cut(32, 32, False, 8, 3, 1), Cut(32, 32, False, 8, 2, 1),
+        Cut(32, 32, False, 4, 2, 2), Cut(32, 32, False, 8, 3, 1), Cut(32, 32, False, 8, 2, 1),
     ),
     True: (
         Cut(16, 32, False, 4, 2, 2), Cut(16, 64, False, 4, 2, 2), Cut(32, 32, False, 8, 3, 1),
@@ -180,7 +181,7 @@ def compare(batch: int, heads: int, length: int, fp8: bool, flush: torch.Tensor)
             print(f"    {tuple(cut)}: {type(error).__name__}: {str(error)[:120]}")
     least = batch * length * (656 if fp8 else 1152) / 4.3e6
     words = [
-        f"{us:.1f}{'*' if cut == chosen else ''} {','.join(map(str, cut[:6]))}"
+        f"{us:.1f}{'*' if cut == chosen else ''} {','.join(map(str, cut))}"
         + (f" WRONG {wrong:.0e}" if wrong > 6e-3 else "")
         for us, cut, wrong in sorted(found, key=lambda x: x[0])
     ]

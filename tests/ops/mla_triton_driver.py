@@ -264,8 +264,6 @@ def compiled(capability: int, kernel: str, cut: list[Any], fp8: bool = False) ->
         elif name not in UNALIGNED:
             aligned[(i,)] = [["tt.divisibility", 16]]
     options = {"num_warps": chosen.warps}
-    if getattr(chosen, "registers", None):
-        options["maxnreg"] = chosen.registers
     source = ASTSource(function, signature, constexprs=constants, attrs=aligned)
     built = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
     listing = disassembled(built.asm["cubin"])

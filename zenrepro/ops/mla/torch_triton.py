@@ -17,8 +17,8 @@ LOG2_E = math.log2(math.e)
 
 class Configuration(NamedTuple):
     """How the kernel is cut: query rows and keys a tile, order of the products, warps, stages of
-    the loads (two of them are one buffer in flight with ``mma``, two with ``wgmma``), programs that
-    share a multiprocessor, and the register limit that this needs, if any."""
+    the loads (2 with ``mma`` is one buffer, 2 with ``wgmma`` is two), programs that share a
+    multiprocessor."""
 
     rows: int
     keys: int
@@ -26,7 +26,6 @@ class Configuration(NamedTuple):
     warps: int
     stages: int
     programs: int
-    registers: int | None = None
 
 
 class Schedule(NamedTuple):
@@ -41,13 +40,16 @@ Table = dict[bool, tuple[tuple[int, Configuration], ...]]
 
 # By compute capability, then whether the cache is FP8: (most query rows of a sequence, how to cut),
 # smallest first; the last serves all. Chosen by what the compiler answers, not by measurement:
-# shared memory of a block (163 KB on sm_80 and sm_87, 99 KB on sm_86, sm_89 and sm_120, 227 KB on
-# sm_90), 64 K registers a multiprocessor, no spills inside the loop, and loads that go on while a
-# tile is computed (by buffers, or by a second program).
+# - shared memory of a block (163 KB on sm_80 and sm_87, 99 KB on sm_86, sm_89 and sm_120, 227 KB on
+#   sm_90), 64 K registers a multiprocessor, next to no spills inside the loop;
+# - loads that go on while a tile is computed: by a second program, or by a second buffer;
+# - few warps, since with ``mma`` each reads all of the queries from shared memory for every tile:
+#   32 rows and 64 keys read 467 KB with 8 warps, 303 KB with 4. At 128 bytes a cycle that is 3650
+#   and 2370 cycles of the 3970 in which an H200's multiprocessor gets its share of such a tile.
 AMPERE: Table = {
     False: (
-        (16, Configuration(16, 32, False, 8, 4, 1)),
-        (0, Configuration(32, 32, False, 8, 3, 1)),
+        (16, Configuration(16, 32, False, 4, 2, 2)),
+        (0, Configuration(32, 32, False, 4, 2, 2)),
     ),
     True: ((16, Configuration(16, 32, False, 4, 2, 2)), (0, Configuration(32, 32, False, 8, 3, 1))),
 }
@@ -61,10 +63,10 @@ SMALL_SHARED: Table = {
 HOPPER: Table = {
     False: (
         (16, Configuration(16, 64, False, 4, 2, 2)),
-        (32, Configuration(32, 64, False, 8, 2, 2, 128)),
+        (32, Configuration(32, 64, False, 4, 2, 2)),
         (0, Configuration(64, 64, False, 8, 2, 1)),
     ),
-    True: ((16, Configuration(16, 64, False, 4, 2, 2)), (0, Configuration(32, 64, False, 8, 2, 1))),
+    True: ((16, Configuration(16, 64, False, 4, 2, 2)), (0, Configuration(32, 64, False, 4, 2, 2))),
 }
 CONFIGURATIONS: dict[tuple[int, int], Table] = {
     (8, 0): AMPERE, (8, 6): SMALL_SHARED, (8, 7): AMPERE, (8, 9): SMALL_SHARED, (9, 0): HOPPER,
@@ -198,8 +200,6 @@ def attend(
         "ROWS": cut.rows, "KEYS": cut.keys, "STAGES": cut.stages, "BATCH": power_of_two(batch),
         "INTERPRETED": interpreted(), "num_warps": cut.warps,
     }  # fmt: skip
-    if cut.registers is not None and not interpreted():
-        constants["maxnreg"] = cut.registers
     results = (block_table, cache_seqlens, out, parts, lse)
     if cache.dtype != torch.uint8:
         kernels.decode[grid](
@@ -235,7 +235,8 @@ def combine(
     kernels = device_code.triton_module("mla_decode")
     batch, tokens, heads, _ = out.shape
     rows = tokens * heads
-    columns = LATENT if batch * rows >= 1024 else 128
+    # Few rows: more programs for each, so that every multiprocessor has one.
+    columns = LATENT if batch * rows >= machine(out.device)[1] else 128
     kernels.combine[(rows, batch, LATENT // columns)](
         parts, lse, cache_seqlens, out, LATENT, batch, rows, pages, plan.programs, plan.least,
         KEYS=cut.keys, BATCH=power_of_two(batch), CHUNK=4 if columns == LATENT else 16,
