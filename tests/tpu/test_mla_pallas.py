@@ -228,6 +228,33 @@ def test_appending_in_place_keeps_the_pools_layout(compile_ahead: Compile) -> No
     assert answer["temporaries"] < 2**20
 
 
+def test_rows_of_plain_jax_compile_for_a_v5e(compile_ahead: Compile) -> None:
+    stored = request("jax_absorbed", (8, 1, 16, 4096, "bfloat16"))
+    stored["arrays"]["cache"] = [[8 * 64, PAGE, FP8_ROW_BYTES], "uint8"]
+    prefill = {
+        "function": "prefill", "given": {"causal": True}, "rows": [],
+        "arrays": {
+            "q": [[1, 300, 16, 192], "bfloat16"], "latent": [[1, 300, ROW], "bfloat16"],
+            "w_uk": [[16, 128, 512], "bfloat16"], "w_uv": [[16, 128, 512], "bfloat16"],
+        },
+    }  # fmt: skip
+    modules = {name: f"zenrepro.ops.mla.jax_{name}" for name in ("absorbed", "tiled")}
+    answers = compile_ahead(
+        [
+            stored,
+            stored | {"module": modules["tiled"]},
+            request("jax_tiled", (8, 1, 16, 4096, "bfloat16")),
+            prefill | {"module": modules["absorbed"]},
+            prefill | {"module": "zenrepro.ops.mla.jax_decompressed"},
+        ]
+    )
+    for answer in answers:
+        assert "error" not in answer, answer["error"]
+        assert answer["kernels"] == 0
+    gathered = 8 * 4096 * ROW * 2
+    assert answers[2]["temporaries"] < gathered / 4, "a chunk of rows, not all"
+
+
 def test_what_does_not_fit_vmem_is_an_error_of_the_compiler(compile_ahead: Compile) -> None:
     """The gate that the sizes above pass is one that can fail."""
     made = request("jax_pallas", (1, 1, 16, 8192, "bfloat16"))

@@ -173,6 +173,24 @@ TABLE: tuple[Entry, ...] = check_table(
             paper="DeepSeek-AI 2024, DeepSeek-V2 (arXiv 2405.04434), section 2.1.2, absorption",
         ),
         Entry(
+            name="jax.tiled",
+            backend="jax",
+            algorithm="tiled",
+            origin=Origin.OURS,
+            function="zenrepro.ops.mla.jax_tiled:decode",
+            needs=Needs(
+                dtypes={
+                    "cpu": ("fp32", "bf16"),
+                    "gpu": ("fp32", "bf16", "fp16"),
+                    "tpu": ("fp32", "bf16"),
+                },
+                phases=("decode",),
+                formats=("fp8_e4m3",),
+            ),
+            paper="Milakov and Gimelshein 2018, Online normalizer calculation for softmax "
+            "(arXiv 1805.02867); DeepSeek-V2 (arXiv 2405.04434), section 2.1.2",
+        ),
+        Entry(
             name="jax.pallas",
             backend="jax",
             algorithm="pallas",
