@@ -14,6 +14,8 @@
 // E4M3), DTYPE (BF16, F16 or E4M3).
 // Schedules, each 0 or 1: PINGPONG (warpgroups take turns at the tensor cores), CONTINUOUS (the first product of the next tile runs with the last of this one, so that
 // the tensor cores do not drain between tiles), LAZY_RESCALE, DYNAMIC (tiles from a counter).
+// Q_REGISTERS 1: Q is read from shared memory once a tile instead of once a block, which leaves more
+// of its bandwidth to K, V and the loads.
 // CLUSTER 2: two blocks take neighbouring rows of a head, each loads half of every K and V tile for
 // both (multicast), and so half as much leaves L2; dense and not DYNAMIC.
 // POLYNOMIAL: every that many weights one is computed on the FMA units instead of the special
@@ -31,6 +33,9 @@
 #endif
 #ifndef LAZY_RESCALE
 #define LAZY_RESCALE 1
+#endif
+#ifndef Q_REGISTERS
+#define Q_REGISTERS 0
 #endif
 #ifndef CLUSTER
 #define CLUSTER 1
@@ -278,15 +283,39 @@ using Weights = u32[EIGHT ? BLOCK_N / 8 : BLOCK_N / 4];
 using OutputType = decltype(output_type(DTYPE{}));
 using Output = float[VALUE_DIM / 2];
 
-// S = Q K^T for this warpgroup's 64 rows, 32 bytes of D a step. Asynchronous: one committed group.
-DEVICE void multiply_qk(Scores& scores, u64 q, u64 k) {
+// This warpgroup's 64 rows of Q: where they lie, and (Q_REGISTERS) as A fragments.
+struct Queries {
+    u64 matrix;
+    u32 fragments[Q_REGISTERS ? HEAD_DIM * (EIGHT ? 1 : 2) / 8 : 1];
+};
+
+// Takes the fragments of rows 16 w .. 16 w + 15 from the swizzled tile: 32 bytes of each a step.
+DEVICE void load_queries(Queries& q, u32 tile, u32 warp) {
+    const u32 lane = lane_index();
+    const u32 at = (16 * warp + lane % 16) * 128 + lane / 16 * 16;
 #pragma unroll
     for (int step = 0; step < HEAD_DIM / Wgmma<BLOCK_N, DTYPE>::K; ++step) {
+        u32 r[4];
+        ldmatrix_x4(r, tile + step / 4 * 64 * 128 + swizzle128(at + step % 4 * 32));
+#pragma unroll
+        for (int i = 0; i < 4; ++i) q.fragments[Q_REGISTERS ? 4 * step + i : 0] = r[i];
+    }
+}
+
+// S = Q K^T for this warpgroup's 64 rows, 32 bytes of D a step. Asynchronous: one committed group.
+DEVICE void multiply_qk(Scores& scores, const Queries& q, u64 k) {
+    using Product = Wgmma<BLOCK_N, DTYPE>;
+#pragma unroll
+    for (int step = 0; step < HEAD_DIM / Product::K; ++step) {
         const u32 within = step % 4 * 32;
-        Wgmma<BLOCK_N, DTYPE>::ss(scores,
-                                  descriptor_advance(q, step / 4 * 64 * 128 + within),
-                                  descriptor_advance(k, step / 4 * BLOCK_N * 128 + within),
-                                  step != 0);
+        const u64 keys = descriptor_advance(k, step / 4 * BLOCK_N * 128 + within);
+        if constexpr (Q_REGISTERS) {
+            const u32* a = q.fragments + 4 * step;
+            Product::template rs<false>(scores, a[0], a[1], a[2], a[3], keys, step != 0);
+        } else {
+            Product::ss(scores, descriptor_advance(q.matrix, step / 4 * 64 * 128 + within), keys,
+                        step != 0);
+        }
     }
     wgmma_commit();
 }
@@ -514,19 +543,29 @@ DEVICE void consume(u32 warpgroup, const Arguments& a, const Shared& s) {
     Output out;
     Softmax state;
     Tile t;
+    Queries q;
     u32 q_slot;  // of t
 
     // Waits for the next tile; false when there is none.
-    auto fetch = [&](Tile& tile, u32& slot) {
-        slot = q_ring.stage * WARPGROUPS + warpgroup;
-        mbarrier_wait(s.q_full + 8 * slot, q_ring.parity);
+    auto fetch = [&] {
+        q_slot = q_ring.stage * WARPGROUPS + warpgroup;
+        mbarrier_wait(s.q_full + 8 * q_slot, q_ring.parity);
         q_ring.next();
-        const int index = shared_load(s.tile + 4 * slot);
+        const int index = shared_load(s.tile + 4 * q_slot);
         if (index < 0) return false;
-        tile = tile_of(index, a);
+        t = tile_of(index, a);
+        q.matrix = matrix_descriptor(s.q + q_slot * Q_BYTES, 1024);
+        if (Q_REGISTERS) {
+            load_queries(q, s.q + q_slot * Q_BYTES, warp);
+            __syncwarp();
+            release(s.q_empty + 8 * q_slot);
+        }
         return true;
     };
-    auto q_matrix = [&](u32 slot) { return matrix_descriptor(s.q + slot * Q_BYTES, 1024); };
+    // After the product of block 0, which is the last that reads Q.
+    auto queries_read = [&] {
+        if (!Q_REGISTERS) release(s.q_empty + 8 * q_slot);
+    };
     auto k_matrix = [&] { return matrix_descriptor(s.k + k_ring.stage * K_BYTES, 1024); };
     auto v_matrix = [&] {
         return matrix_descriptor<V_SWIZZLE>(s.v + v_ring.stage * V_BYTES, 8 * V_ROW_BYTES,
@@ -564,14 +603,14 @@ DEVICE void consume(u32 warpgroup, const Arguments& a, const Shared& s) {
     };
     // The scores of one block, and while they are weighed the values of the block before it
     // (`older`, of this tile or of the last) are added.
-    auto products = [&](u32 slot, const Tile& older, int older_block) {
+    auto products = [&](const Tile& older, int older_block) {
         mbarrier_wait(s.k_full + 8 * k_ring.stage, k_ring.parity);
         if (PINGPONG) barrier_wait(turn, 256);
         registers_pin(scores);
         registers_pin(p);
         registers_pin(out);
         wgmma_fence();
-        multiply_qk(scores, q_matrix(slot), k_matrix());
+        multiply_qk(scores, q, k_matrix());
         wait_v(older, older_block);
         wgmma_fence();
         multiply_pv(out, p, v_matrix());
@@ -580,8 +619,8 @@ DEVICE void consume(u32 warpgroup, const Arguments& a, const Shared& s) {
         scores_ready();
     };
     auto step = [&](auto masked, int block) {
-        products(q_slot, t, block + 1);
-        if (block == 0) release(s.q_empty + 8 * q_slot);
+        products(t, block + 1);
+        if (block == 0) queries_read();
         if (decltype(masked)::value) mask_block(t, block);
         weigh<decltype(masked)::value>(scores, state, a.scale_log2);
         finish(scores, state);
@@ -592,28 +631,28 @@ DEVICE void consume(u32 warpgroup, const Arguments& a, const Shared& s) {
     // The first block of a tile, with nothing or with the last values of the tile before under it.
     auto weigh_first = [&] {
         const int block = t.blocks - 1;
-        if (block == 0) release(s.q_empty + 8 * q_slot);
+        if (block == 0) queries_read();
         if (block >= t.whole) mask_block(t, block);
         state = {{-infinity(), -infinity()}, {0.0f, 0.0f}, {1.0f, 1.0f}, false};
         weigh<true>(scores, state, a.scale_log2);
         finish(scores, state);
     };
 
-    bool some = fetch(t, q_slot);
+    bool some = fetch();
     while (some) {
         clear(out);
         if (t.blocks == 0) {  // rows that see no key
             __syncwarp();
-            release(s.q_empty + 8 * q_slot);
+            queries_read();
             state = {{0.0f, 0.0f}, {0.0f, 0.0f}, {1.0f, 1.0f}, false};
             store(out, state, t, a, t.row + row_in_tile, column);
-            some = fetch(t, q_slot);
+            some = fetch();
             continue;
         }
         mbarrier_wait(s.k_full + 8 * k_ring.stage, k_ring.parity);
         registers_pin(scores);
         wgmma_fence();
-        multiply_qk(scores, q_matrix(q_slot), k_matrix());
+        multiply_qk(scores, q, k_matrix());
         wgmma_wait<0>();
         scores_ready();
         weigh_first();
@@ -626,12 +665,12 @@ DEVICE void consume(u32 warpgroup, const Arguments& a, const Shared& s) {
             const Tile older = t;
             joined = false;
             if (CONTINUOUS) {
-                some = fetch(t, q_slot);
+                some = fetch();
                 joined = some && t.blocks > 0;
             }
             if (joined) {
                 const Softmax ended = state;
-                products(q_slot, older, 0);
+                products(older, 0);
                 weigh_first();
                 values_added();
                 round_weights(p, scores);
@@ -647,7 +686,7 @@ DEVICE void consume(u32 warpgroup, const Arguments& a, const Shared& s) {
                 store(out, state, older, a, older.row + row_in_tile, column);
             }
         } while (joined);
-        if (!CONTINUOUS) some = fetch(t, q_slot);
+        if (!CONTINUOUS) some = fetch();
     }
 }
 

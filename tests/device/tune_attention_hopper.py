@@ -1,11 +1,11 @@
 """Variants of the Hopper attention kernel, checked and timed against each other and the peers.
 
-    python tests/device/tune_attention_hopper.py [check] [64] [128] [192] [fp8]
+    python tests/device/tune_attention_hopper.py [check] [64] [128] [192] [fp8] [only=n128,n176]
 
 ``check`` first runs every variant with waits that trap instead of hanging. Each shape's variants
 are sampled in turn, as CUDA graphs, with the L2 emptied before each; TFLOP/s, the fastest first.
-ZENREPRO_FA3_LIBRARY names a built FlashAttention-3. Some 40 s a head size on an H200, a third of
-them NVRTC's.
+ZENREPRO_FA3_LIBRARY names a built FlashAttention-3. ``only`` keeps variants of these names. A
+variant takes NVRTC some 7 s of one core, twice (causal and full), and once more each with ``check``.
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ def variants(name: str) -> dict[str, Variant]:
             "n192": middle._replace(block_n=192),
             "n192-poly4": middle._replace(block_n=192, polynomial=4),
             "n128-cluster": middle._replace(cluster=2, dynamic=False),
+            "n128-poly4-qr": middle._replace(polynomial=4, q_registers=True),
         }  # fmt: skip
     middle = Variant(head_dim, value_dim, False, False, "BF16", 2, 128, 4 if head_dim == 64 else 2)
     widths = {64: (96, 128, 160, 192, 224), 128: (96, 128, 144, 160, 176), 192: (80, 96, 112, 128)}
@@ -52,6 +53,7 @@ def variants(name: str) -> dict[str, Variant]:
         "drain": {"continuous": False}, "eager": {"lazy_rescale": False},
         "no-turns": {"ping_pong": False}, "static": {"dynamic": False},
         "cluster": {"dynamic": False, "cluster": 2}, "poly4": {"polynomial": 4},
+        "qr": {"q_registers": True},
     }  # fmt: skip
     best = middle._replace(block_n={64: 128, 128: 128, 192: 112}[head_dim])
     for name, change in plain.items():
@@ -60,12 +62,15 @@ def variants(name: str) -> dict[str, Variant]:
         found[f"n{best.block_n}-q2"] = best._replace(q_stages=2)
     else:
         found["n96-q2"] = best._replace(block_n=96, q_stages=2)
+        found["n128-qr"] = best._replace(block_n=128, q_registers=True)
     if head_dim == 64:
         found["w3-n96"] = best._replace(warpgroups=3, block_n=96)
         found["n128-s2"] = best._replace(stages=2)
         found["n128-poly3"] = best._replace(polynomial=3)
     if head_dim == 128:
         found["n176-drain"] = best._replace(block_n=176, continuous=False)
+        found["n144-qr"] = best._replace(block_n=144, q_registers=True)
+        found["n128-qr-cluster"] = best._replace(q_registers=True, cluster=2, dynamic=False)
         for n in (160, 176):
             found[f"n{n}-cluster"] = best._replace(block_n=n, cluster=2, dynamic=False)
         found["n80-s3"] = best._replace(block_n=80, stages=3)
@@ -151,9 +156,15 @@ def draw(B: int, T: int, S: int, H: int, Hkv: int, name: str) -> list[Any]:
     return [torch.randn(size, device="cuda").to(form) for size in sizes]
 
 
+def kept(name: str) -> dict[str, Variant]:
+    """``variants``, or those of them that the command line names."""
+    only = [word[5:].split(",") for word in sys.argv[1:] if word.startswith("only=")]
+    return {key: v for key, v in variants(name).items() if not only or key in only[0]}
+
+
 def check(name: str) -> None:
     guard: nvrtc.Defines = (("DEBUG_SPIN", 2_000_000),)
-    found = [v._replace(causal=causal) for v in variants(name).values() for causal in (False, True)]
+    found = [v._replace(causal=causal) for v in kept(name).values() for causal in (False, True)]
     build([(v, guard) for v in found])
     plain = nvrtc.function
     try:
@@ -176,7 +187,7 @@ def check(name: str) -> None:
 
 
 def tune(size: str) -> None:
-    found, dims = variants(size), DIMS[size]
+    found, dims = kept(size), DIMS[size]
     build([(v._replace(causal=c), ()) for v in found.values() for c in (False, True)])
     for B, S, H, Hkv in SHAPES:
         q, k, v = draw(B, S, S, H, Hkv, size)

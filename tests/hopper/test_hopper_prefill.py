@@ -83,7 +83,7 @@ def test_tiny_and_large_scores(scaled: float) -> None:
     ("chosen", "shape"),
     [
         (Variant(128, 128, False, False, "F16", 2, 80, 2), (1, 150, 333, 2, 1)),
-        (Variant(192, 128, True, False, "BF16", 2, 112, 2), (1, 150, 333, 2, 1)),
+        (Variant(192, 128, True, False, "BF16", 2, 112, 2, q_registers=True), (1, 150, 333, 2, 1)),
         (
             SMALL._replace(ping_pong=False, continuous=False, lazy_rescale=False, dynamic=False),
             (2, 200, 300, 2, 1),

@@ -48,6 +48,7 @@ class Variant(NamedTuple):
     continuous: bool = True
     lazy_rescale: bool = True
     dynamic: bool = True
+    q_registers: bool = False
     cluster: int = 1
     polynomial: int = 0
 
@@ -68,6 +69,7 @@ class Variant(NamedTuple):
             ("CONTINUOUS", int(self.continuous)),
             ("LAZY_RESCALE", int(self.lazy_rescale)),
             ("DYNAMIC", int(self.dynamic)),
+            ("Q_REGISTERS", int(self.q_registers)),
             ("CLUSTER", self.cluster),
             ("POLYNOMIAL", self.polynomial),
         )
