@@ -111,34 +111,27 @@ def _function(source: str, name: str, arch: str, defines: Defines, device: int) 
     )
     handle = _ask(driver.cuModuleGetFunction(module, name.encode()), f"kernel {name}")
     attribute = driver.CUfunction_attribute
-    registers, local_bytes, most, static = (
+    registers, local_bytes = (
         int(_ask(driver.cuFuncGetAttribute(which, handle), "cuFuncGetAttribute"))
         for which in (
             attribute.CU_FUNC_ATTRIBUTE_NUM_REGS,
             attribute.CU_FUNC_ATTRIBUTE_LOCAL_SIZE_BYTES,
-            attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES,
-            attribute.CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES,
         )
     )
-    limit = int(
-        _ask(
-            driver.cuDeviceGetAttribute(
-                driver.CUdevice_attribute.CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN,
-                device,
-            ),
-            "cuDeviceGetAttribute",
-        )
-    )
-    if limit - static > most:
-        _ask(
-            driver.cuFuncSetAttribute(
-                handle,
-                attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES,
-                limit - static,
-            ),
-            "cuFuncSetAttribute",
-        )
     return Function(int(handle), name, registers, local_bytes)
+
+
+@cache
+def _allow(handle: int, shared_bytes: int) -> None:
+    """Let a kernel have more dynamic shared memory than the 48 KiB that all may. Exactly as much as
+    it is launched with: sm_90's own kilobyte may or may not be counted as the kernel's."""
+    from cuda.bindings import driver
+
+    which = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+    _ask(
+        driver.cuFuncSetAttribute(driver.CUfunction(handle), which, shared_bytes),
+        f"{shared_bytes} bytes of shared memory",
+    )
 
 
 def launch(
@@ -161,6 +154,8 @@ def launch(
     """
     from cuda.bindings import driver
 
+    if shared_bytes > 48 * 1024:
+        _allow(kernel.handle, shared_bytes)
     attributes = []
     names = driver.CUlaunchAttributeID
     if cooperative:
