@@ -15,6 +15,7 @@ from zenrepro.report.numbers import Missing, Number
 
 MODELS = Path(__file__).parents[2] / "data" / "models"
 LENGTHS = (512, 1024, 2048, 4096)
+SHAPE = {"batch": 1, "heads": 8, "head_dim": 128, "causal": False}
 
 
 def record(metric: str, value: float, **given: Any) -> Record:
@@ -31,7 +32,7 @@ def grown(metric: str, value: Any, **given: Any) -> list[Record]:
     given = {"kind": Kind.COUNTED if metric in ("least", "counted") else Kind.MEASURED, **given}
     conditions = given.pop("conditions", {})
     return [
-        record(metric, value(n), conditions={"seq_len": n, "heads": 8, **conditions}, **given)
+        record(metric, value(n), conditions={"seq_len": n, **SHAPE, **conditions}, **given)
         for n in LENGTHS
     ]
 
@@ -82,6 +83,7 @@ def test_the_figure_draws_lines_counted_and_points_measured() -> None:
     assert {s[1] for s in panel["measured"]} == {"device", "multiprocessors"}
     axis = traffic.plot([panel]).axes[0]
     assert len(axis.lines) == 3 + 4
+    assert axis.get_title() == "card, 1 × 8 heads of 128"
     assert axis.get_xscale() == axis.get_yscale() == "log"
     filled = [line for line in axis.lines if line.get_markerfacecolor() not in ("white",)]
     assert len(filled) == 5  # three lines, and device memory of two implementations

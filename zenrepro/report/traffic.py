@@ -107,11 +107,22 @@ def panel_of(title: str, records: Iterable[Record]) -> dict[str, Any]:
     measured = [r for r in own if r.kind is Kind.MEASURED]
     return {
         "title": title,
+        "shape": _shape(own),
         "counted": [list(s) for s in series(counted)],
         "measured": [
             list(s) for s in series(measured) if s.metric in ("device", "multiprocessors")
         ],
     }
+
+
+def _shape(records: Iterable[Record]) -> str:
+    """What all lengths share, in words: batch, heads and width."""
+    for record in records:
+        has = record.conditions
+        if record.quantity == "traffic" and "model" not in has and "head_dim" in has:
+            causal = ", causal" if has.get("causal") else ""
+            return f"{has.get('batch', 1)} × {has['heads']} heads of {has['head_dim']}{causal}"
+    return ""
 
 
 def plot(panels: Sequence[Mapping[str, Any]]) -> Figure:
@@ -151,7 +162,7 @@ def _panel(axis: Axes, panel: Mapping[str, Any], names: list[str]) -> None:
     axis.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
     axis.minorticks_off()
     axis.set_xlabel("sequence length $N$")
-    axis.set_title(style.plain(panel["title"]))
+    axis.set_title(style.plain(f"{panel['title']}, {panel['shape']}".rstrip(", ")))
 
 
 _STYLES: dict[str, Any] = {"least": "-", "stored": "--", "tiled": ":", "expected": "-."}
