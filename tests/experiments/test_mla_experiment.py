@@ -60,8 +60,8 @@ def test_prefill_has_two_forms_in_turn_and_three_counted(
     counted = {(r.implementation, r.quantity): r.samples[0] for r in one if r.kind is Kind.COUNTED}
     for form in forms.FORMS:
         work = forms.work(form, forms.Shape(1, 1, 65, 4), dtype="fp32")
-        assert counted[f"torch.{form}", "count"] == work.flops
-        assert counted[f"torch.{form}", "traffic"] == work.bytes
+        assert counted[f"torch.count_{form}", "count"] == work.flops
+        assert counted[f"torch.count_{form}", "traffic"] == work.bytes
     timed = {r.implementation: r for r in one if r.quantity == "time"}
     assert "in turn with torch.absorbed" in str(timed["torch.decompressed"].method)
     # Both forms' rates count the same work: that of the cheaper form.

@@ -241,17 +241,15 @@ def form(name: str, queries: int, ms: float | None, flops: float, moved: float) 
         "op": "mla_prefill", "phase": "prefill", "batch": 1, "heads": 16, "head_dim": 192,
         "value_dim": 128, "causal": True, "dtype": "bf16", "cache_len": 1024, "query_len": queries,
     }  # fmt: skip
-    common: dict[str, Any] = {
-        "experiment": "mla", "implementation": f"torch.{name}", "conditions": given,
-    }  # fmt: skip
+    common: dict[str, Any] = {"experiment": "mla", "conditions": given}
+    counted = {**common, "implementation": f"torch.count_{name}", "kind": Kind.COUNTED}
     out = [
-        record(quantity="count", metric="flops", unit="FLOP", samples=[flops],
-               kind=Kind.COUNTED, **common),
-        record(quantity="traffic", metric="counted", unit="B", samples=[moved],
-               kind=Kind.COUNTED, **common),
-    ]  # fmt: skip
+        record(quantity="count", metric="flops", unit="FLOP", samples=[flops], **counted),
+        record(quantity="traffic", metric="counted", unit="B", samples=[moved], **counted),
+    ]
     if ms is not None:
-        out.append(record(samples=[ms * 1e-3] * 5, **common))
+        timed_by = {**common, "implementation": f"torch.{name}"}
+        out.append(record(samples=[ms * 1e-3] * 5, **timed_by))
     return out
 
 
@@ -346,3 +344,17 @@ def test_a_page_holds_the_fast_ones_and_rows_are_told_apart(gathered: Evidence) 
         "64 × 4,096, 4 queries, 128 heads, pages of 16",
     ]  # fmt: skip
     assert made.note.startswith("BF16. ")
+
+
+def test_a_forms_fastest_implementation_stands_for_it(gathered: Evidence) -> None:
+    given = form("absorbed", 1, 9.0, 1.0, 1.0)[0].conditions
+    fast = record(experiment="mla", implementation="torch.decompressed_fa3", conditions=given,
+                  samples=[2e-3] * 5)  # fmt: skip
+    broken = record(experiment="mla", implementation="torch.decompressed_fa2", conditions=given,
+                    samples=[], status=Status.FAILED, reason="wrong")  # fmt: skip
+    slow = form("decompressed", 1, 4.0, 1.0, 1.0)
+    rest = [*form("absorbed", 1, 9.0, 1.0, 1.0), *form("absorbed", 16, 9.0, 1.0, 1.0)]
+    for order in ([*slow, fast, broken], [broken, fast, *slow]):
+        made = grids.build(gathered([*order, *rest]), "ablation")
+        assert values(made.lines[0])[2] == 2.0
+        assert "torch.decompressed fa3, torch.absorbed" in made.note

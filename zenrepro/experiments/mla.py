@@ -182,7 +182,7 @@ def _counts(run: session.Session, case: Case, dtype: str) -> Iterator[Point]:
     """What each form of the projection computes and moves, by count: a point a form."""
     for form in forms.FORMS:
         yield Point(
-            implementation=f"{run.parameters.backend}.{form}",
+            implementation=f"{run.parameters.backend}.count_{form}",
             conditions=case.conditions(dtype),
             produces=COUNTED,
             measure=partial(_counted, form, case, dtype),

@@ -40,6 +40,22 @@ TABLE: tuple[Entry, ...] = check_table(
             paper="DeepSeek-AI 2024, DeepSeek-V2 (arXiv 2405.04434), section 2.1.2, absorption",
         ),
         Entry(
+            name="torch.decompressed_fa2",
+            backend="torch",
+            algorithm="decompressed_fa2",
+            origin=Origin.OURS,
+            function="zenrepro.ops.mla.torch_decompressed_fa2:prefill",
+            compiled=False,
+            sources=("kernels/triton/attention.py",),
+            needs=Needs(
+                dtypes={"cuda": ("bf16", "fp16")},
+                compute_capability=(8, 0),
+                phases=("prefill",),
+                packages=("triton",),
+            ),
+            paper="Dao 2023, FlashAttention-2, behind DeepSeek-V2's eq. 10 and 11",
+        ),
+        Entry(
             name="torch.decompressed_fa3",
             backend="torch",
             algorithm="decompressed_fa3",

@@ -1,7 +1,6 @@
 """Decompressed latent attention with our Hopper kernel: FlashAttention-3 behind the projection.
 
-Two matrix products expand every row once a head, one copy puts the shared rotary part beside each
-head's key, and ``zenrepro.ops.attention.torch_fa3`` attends over keys of 192 and values of 128.
+``torch_expand`` makes keys of 192 and values of 128, ``zenrepro.ops.attention.torch_fa3`` attends.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from zenrepro.ops.attention import torch_fa3
 from zenrepro.ops.mla import arguments
-from zenrepro.ops.mla.sizes import LATENT, NOPE, QUERY
+from zenrepro.ops.mla.torch_expand import expand
 
 if TYPE_CHECKING:
     import torch
@@ -33,23 +32,3 @@ def prefill(
     shape = arguments.check_prefill(q, latent, w_uk, w_uv, causal=causal, scale=scale)
     keys, values = expand(latent, w_uk, w_uv)
     return torch_fa3.attention(q, keys, values, causal=causal, scale=shape.scale)
-
-
-def expand(
-    latent: torch.Tensor, w_uk: torch.Tensor, w_uv: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """latent [B, S, 576] -> keys [B, S, H, 192] and values [B, S, H, 128], heads innermost but one.
-
-    The products are written head by head beside each other, so that attention reads them as they
-    are; the rotary part is copied to every head, since TMA has no stride of zero.
-    """
-    import torch
-
-    rows, rotary = latent[..., :LATENT], latent[..., LATENT:]
-    batch, length, heads = latent.shape[0], latent.shape[1], w_uk.shape[0]
-    nope = rows @ w_uk.reshape(heads * NOPE, LATENT).T
-    values = rows @ w_uv.reshape(-1, LATENT).T
-    keys = torch.empty(batch, length, heads, QUERY, dtype=latent.dtype, device=latent.device)
-    keys[..., :NOPE] = nope.view(batch, length, heads, NOPE)
-    keys[..., NOPE:] = rotary[:, :, None]
-    return keys, values.view(batch, length, heads, -1)

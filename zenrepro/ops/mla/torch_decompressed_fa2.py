@@ -1,0 +1,34 @@
+"""Decompressed latent attention with our Triton kernel: FlashAttention-2 behind the projection.
+
+``torch_expand`` makes keys of 192 and values of 128, ``zenrepro.ops.attention.torch_fa2`` attends.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from zenrepro.ops.attention import torch_fa2
+from zenrepro.ops.mla import arguments
+from zenrepro.ops.mla.torch_expand import expand
+
+if TYPE_CHECKING:
+    import torch
+
+
+def prefill(
+    q: torch.Tensor,
+    latent: torch.Tensor,
+    w_uk: torch.Tensor,
+    w_uv: torch.Tensor,
+    *,
+    causal: bool,
+    scale: float | None = None,
+) -> torch.Tensor:
+    """q [B, T, H, 192], latent [B, S, 576], w_uk and w_uv [H, 128, 512] -> [B, T, H, 128].
+
+    bf16 or fp16 on a CUDA GPU; products and sums in fp32, keys and values rounded once. Raises
+    ValueError for arguments that do not fit.
+    """
+    shape = arguments.check_prefill(q, latent, w_uk, w_uv, causal=causal, scale=scale)
+    keys, values = expand(latent, w_uk, w_uv)
+    return torch_fa2.attention(q, keys, values, causal=causal, scale=shape.scale)
