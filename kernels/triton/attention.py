@@ -320,18 +320,18 @@ def combine(
 ):  # fmt: skip
     """out of one row from its splits: partial [splits, rows, DV] fp32, partial_lse [splits, rows].
 
-    Each split's normalised result counts by its share of the row's sum of exponentials; a split
-    that saw no key (lse of -inf) and whose partial was left unwritten is not read.
+    Each split's normalised result counts by its share of the row's sum of exponentials; that of a
+    split that saw no key (lse of -inf) is not read.
     """
     row = tl.program_id(0).to(tl.int64)
     token = row // heads
     h = row % heads
     rows = tl.cast(rows_total, tl.int64) * heads
     each = tl.arange(0, SPLITS1)
-    lse = tl.load(partial_lse + each * rows + row, mask=each < splits, other=float("-inf"))
-    top = tl.max(lse, 0)
+    all_lse = tl.load(partial_lse + each * rows + row, mask=each < splits, other=float("-inf"))
+    top = tl.max(all_lse, 0)
     top = tl.where(top == float("-inf"), 0.0, top)
-    total = tl.sum(tl.math.exp2(lse - top), 0)
+    total = tl.sum(tl.math.exp2(all_lse - top), 0)
     total = tl.where(total == 0.0, 1.0, total)
     dv = tl.arange(0, DV1)
     result = tl.zeros((DV1,), tl.float32)

@@ -161,6 +161,77 @@ def test_exponentials_run_beside_products_on_hopper() -> None:
     assert between(late) > 32 > between(plain)
 
 
+class Driver:
+    """A GPU that is not there, for Triton's launcher: it can be compiled for."""
+
+    def __init__(self, capability: int) -> None:
+        self.capability = capability
+
+    def get_current_target(self) -> Any:
+        from triton.backends.compiler import GPUTarget
+
+        return GPUTarget("cuda", self.capability, WARP)
+
+    def get_current_device(self) -> int:
+        return self.capability  # a number of its own: what was compiled is kept by device
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+
+class Compiled:
+    """A kernel that is compiled with the arguments of a launch, and not launched."""
+
+    def __init__(self, kernel: Any, seen: list[str]) -> None:
+        self.kernel, self.seen = kernel, seen
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Any:
+        def compile_only(*args: Any, **options: Any) -> None:
+            assert len(grid) == 1
+            self.kernel.warmup(*args, grid=grid, **options)
+            self.seen.append(self.kernel.__name__)
+
+        return compile_only
+
+
+@pytest.mark.parametrize("target", ["sm_80", "sm_90"])
+def test_every_layout_compiles_from_the_arguments_of_a_call(
+    target: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Through Triton's own launcher: what it makes of strides, sizes and descriptors."""
+    torch, triton = pytest.importorskip("torch"), pytest.importorskip("triton")
+    seen: list[str] = []
+    module = device_code.triton_module("attention")
+    for name in ("attend", "combine"):
+        monkeypatch.setattr(module, name, Compiled(getattr(module, name), seen))
+    monkeypatch.setattr(torch_fa2, "_device", lambda index: (target, 132))
+    monkeypatch.setattr(torch_fa2, "_check_served", lambda *args, **given: None)
+    monkeypatch.setattr(triton.runtime.driver, "_active", Driver(int(target.removeprefix("sm_"))))
+
+    def x(*shape: int) -> Any:
+        return torch.zeros(shape, dtype=torch.bfloat16)
+
+    wide = x(2, 70, 4, 192), x(2, 70, 2, 192), x(2, 70, 2, 128)
+    torch_fa2.attention(*wide, causal=True)
+    one = x(1, 1, 1, 8), x(1, 1, 1, 8), x(1, 1, 1, 1)
+    torch_fa2.attention(*one, causal=False)
+    torch_fa2.attention(x(1, 1, 4, 64), x(1, 3000, 2, 64), x(1, 3000, 2, 64), causal=True)
+    assert seen == ["attend", "attend", "attend", "combine"]
+    offsets = torch.tensor([0, 3, 200], dtype=torch.int32)
+    torch_fa2.attention_varlen(
+        x(200, 4, 40), x(200, 2, 40), x(200, 2, 24), cu_seqlens_q=offsets,
+        cu_seqlens_k=offsets, max_seqlen_q=197, max_seqlen_k=197, causal=True,
+    )  # fmt: skip
+    table = torch.zeros(2, 70, dtype=torch.int32)
+    lengths = torch.tensor([100, 5], dtype=torch.int32)
+    for queries in (2, 70):
+        torch_fa2.attention_paged(
+            x(2, queries, 4, 64), x(8, 16, 2, 64), x(8, 16, 2, 64), block_table=table,
+            cache_seqlens=lengths, causal=True,
+        )  # fmt: skip
+    assert seen[4:] == ["attend", "attend", "combine", "attend", "combine"]
+
+
 @pytest.mark.parametrize(
     ("head_dim", "parts"),
     [(1, (16, 0)), (16, (16, 0)), (40, (32, 16)), (48, (32, 16)), (64, (64, 0)), (80, (64, 16)),
