@@ -990,6 +990,15 @@ mla_decode(const __grid_constant__ TensorMap q_map, const __grid_constant__ Tens
     Plan* plan = reinterpret_cast<Plan*>(shared_pointer + PLAN_AT);
     int* scratch = reinterpret_cast<int*>(shared_pointer + PLAN_AT + 64);
 
+    // The table's entries that this block wants if sequences are alike: on their way while the
+    // lengths are read.
+    const long long entries =
+        static_cast<long long>(problem.batch - 1) * problem.table_stride + problem.table_width;
+    const long long last_entry = entries * min(block + 1, blocks) / blocks;
+    for (long long i = (entries * block / blocks & ~31ll) + threadIdx.x * 32; i < last_entry;
+         i += THREADS * 32) {
+        prefetch_l2(problem.block_table + i);
+    }
     if (threadIdx.x == 0) {
         tensor_map_prefetch(&q_map);
         tensor_map_prefetch(&kv_map);
