@@ -279,11 +279,16 @@ def shape(length: int) -> Case:
     return prefill(None, 1, length, 2, 128, causal=False)
 
 
-def watch(card: Card, monkeypatch: pytest.MonkeyPatch, *lengths: int) -> watching.Watch:
+def watch(
+    card: Card,
+    monkeypatch: pytest.MonkeyPatch,
+    *lengths: int,
+    refusals: list[str] | None = None,
+) -> watching.Watch:
     monkeypatch.setattr(counters, "read", card.read)
     entry = traffic.chosen(traffic.Parameters(implementations="naive"))[0]
     cases = [(shape(n), "bf16") for n in lengths]
-    return watching.Watch(card, entry, cases, repeats=1)  # type: ignore[arg-type]
+    return watching.Watch(card, entry, cases, 1, refusals if refusals is not None else [])  # type: ignore[arg-type]
 
 
 def test_all_cases_are_seen_in_one_run_for_each_set_of_counters(
@@ -329,6 +334,8 @@ def test_counters_out_of_reach_are_asked_for_once(monkeypatch: pytest.MonkeyPatc
         results = traffic._measured(watched, shape(length), "bf16")
         assert {r.status for r in results} == {Status.UNSUPPORTED}
         assert {r.reason for r in results} == {"no hardware counters: the driver"}
+    other = watch(card, monkeypatch, 64, refusals=watched.refusals)  # another implementation
+    assert other.see(shape(64), "bf16").reason == "no hardware counters: the driver"
     assert len(card.asked) == 1
 
 
@@ -423,3 +430,27 @@ def test_an_error_of_one_call_is_its_own(
     assert [o["status"] for o in outcomes] == ["oom", "ok"]
     assert outcomes[0]["reason"] == "torch.naive: no room"
     assert played.count("start") == 2
+
+
+def test_a_fault_that_stays_ends_the_program(
+    played: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from zenrepro import backends
+    from zenrepro.ops.attention import torch_naive
+
+    faulty: list[bool] = []
+
+    def fault(*given: Any, **more: Any) -> Any:
+        faulty.append(True)
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    def synchronise(result: Any = None) -> None:
+        if faulty:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(torch_naive, "attention", fault)
+    monkeypatch.setattr(backends.open("torch", "cuda:0"), "synchronise", synchronise)
+    with pytest.raises(SystemExit, match=r"answers no more: torch\.naive: CUDA error"):
+        run_program(tmp_path, [shape(16), shape(32)])
+    assert len((tmp_path / "out").read_text().splitlines()) == 1  # the second was not tried
+    assert len(faulty) == 1

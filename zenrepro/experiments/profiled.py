@@ -61,15 +61,30 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def main(arguments: list[str]) -> None:
-    """Run the plan; an error of one call is its outcome, and the next one runs."""
+    """Run the plan; an error of one call is its outcome, and the next one runs.
+
+    Ends with an error when a fault of the device stays, which would take the others along.
+    """
     plan = msgspec.json.decode(Path(arguments[0]).read_bytes(), type=Plan)
     backend = backends.open("torch", plan.device)
     flush, drain = _caches(backend)
     with Path(arguments[1]).open("wb") as out:
         for call in plan.calls:
-            out.write(msgspec.json.encode(_outcome(backend, plan, call, flush, drain)) + b"\n")
+            outcome = _outcome(backend, plan, call, flush, drain)
+            out.write(msgspec.json.encode(outcome) + b"\n")
             out.flush()
+            if outcome.status is Status.FAILED and _is_broken(backend):
+                sys.exit(f"the device answers no more: {outcome.reason}")
             backend.release()
+
+
+def _is_broken(backend: Backend) -> bool:
+    """Whether a fault stays: then no later call of this process can be right, and none is tried."""
+    try:
+        backend.synchronise()
+    except Exception:  # noqa: BLE001  (whatever it is, it is not this call's)
+        return True
+    return False
 
 
 def _outcome(

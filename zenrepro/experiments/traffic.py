@@ -76,9 +76,10 @@ def points(run: session.Session) -> Iterator[Point]:
     """
     pairs, entries = shapes(run.parameters), chosen(run.parameters)
     blind = _blind(run)
+    refusals: list[str] = []
     for entry in entries:
         able = [p for p in pairs if entry.status(run.hardware, p[0].conditions(p[1])) is None]
-        watch = Watch(run, entry, able, _REPEATS)
+        watch = Watch(run, entry, able, _REPEATS, refusals)
         for case, dtype in pairs:
             conditions = case.conditions(dtype)
             of_case = f"{_CASES}:{case.name or ''}"

@@ -51,12 +51,20 @@ class Seen(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Watch:
-    """The cases of one implementation, each in a dtype; counted when the first is asked for."""
+    """The cases of one implementation, each in a dtype; counted when the first is asked for.
+
+    ``refusals`` is shared by the watches of a session: what keeps one from counters keeps all.
+    """
 
     def __init__(
-        self, run: Session, entry: Entry, cases: Sequence[tuple[Case, str]], repeats: int
+        self,
+        run: Session,
+        entry: Entry,
+        cases: Sequence[tuple[Case, str]],
+        repeats: int,
+        refusals: list[str],
     ) -> None:
-        self.run, self.entry, self.repeats = run, entry, repeats
+        self.run, self.entry, self.repeats, self.refusals = run, entry, repeats, refusals
         self.waiting = list(cases)
         self.seen: dict[tuple[Case, str], Seen] = {}
 
@@ -67,8 +75,11 @@ class Watch:
             together = self.waiting if wanted in self.waiting else [wanted]
             self.waiting = []
             try:
+                if self.refusals:
+                    raise Unavailable(self.refusals[0])
                 self.seen |= self._watch(together)
             except Unavailable as error:
+                self.refusals.append(str(error))
                 gone = Seen(status=Status.UNSUPPORTED, reason=str(error))
                 self.seen |= dict.fromkeys(together, gone)
             except counters.CountersError as error:
