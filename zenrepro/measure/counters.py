@@ -54,6 +54,7 @@ _REFUSALS = {
     "LibraryNotLoaded": "Nsight Compute finds no profiler library of the driver (a sandboxed "
     "kernel such as gVisor hides it)",
     "Failed to initialize the profiler": "Nsight Compute cannot start its profiler on this driver",
+    "Failed to find metric": "Nsight Compute knows no such counter on this GPU",
     "driver resource was unavailable": "another profiler holds the GPU's counters",
     "Profiling is not supported": "Nsight Compute does not support this GPU",
     "not supported on this device": "Nsight Compute does not support this GPU",
