@@ -154,6 +154,8 @@ def test_a_table_on_standard_output_is_read_too(ncu) -> None:
          "only administrators"),
         ('echo "==ERROR== Failed to initialize the profiler: LibraryNotLoaded"; exit 1',
          "sandboxed"),
+        ('echo "==ERROR== Failed to find metric dram__bytes_read.sum" > "$LOG"; exit 1',
+         "knows no such counter"),
         ('echo "==ERROR== Profiling is not supported on device 0" > "$LOG"; exit 1',
          "does not support this GPU"),
     ],
