@@ -181,6 +181,18 @@ def test_jax_compiles_decode_once_for_all_lengths(
     assert traced == 1
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["torch.absorbed", "jax.tiled", "mlx.absorbed"])
+def test_128k_of_context(name: str) -> None:
+    entry = next(entry for entry in TABLE if entry.name == name)
+    backend = opened(entry)
+    case = decode(None, 1, 1, 131_001)
+    problem = Problem(backend, case, "fp32", 0)
+    problem.__dict__["_wanted"] = wanted(case, "fp32")
+    verdict = problem.judge(problem.call(entry))
+    assert verdict.passed, verdict.reason
+
+
 @pytest.mark.parametrize("entry", on_cpu(), ids=lambda entry: entry.name)
 def test_every_implementation_checks_before_it_computes(entry: Entry) -> None:
     backend = opened(entry)
