@@ -733,10 +733,12 @@ DEVICE void consume(const Problem& problem, char* shared_pointer, const Plan& pl
             while (true) {
                 bool vote = false;
                 if (warp == 0) {
-                    const u32 landed = own_full + (i == 0 ? ROTARY : i - 1) * 8;
-                    vote = lane == 0 ? mbarrier_test(published + (1 - group) * 8, before)
-                                     : lane < 3 && mbarrier_test(landed, parity);
+                    const bool there = mbarrier_test(published + (1 - group) * 8, before);
+                    const bool landed =
+                        mbarrier_test(own_full + (i == 0 ? ROTARY : i - 1) * 8, parity);
+                    vote = (lane == 0 && there) || ((lane == 1 || lane == 2) && landed);
                 }
+                // Lane 0 counts for 1, lanes 1 and 2 for 2.
                 const u32 votes = __shfl_sync(0xffffffffu, barrier_count(OWN + group, 128, vote), 0);
                 if (votes) return (votes & 1) != 0;
             }

@@ -161,10 +161,10 @@ def shared_workspace(device: torch.device, counters: int) -> Workspace:
 def macros(tiles: int, fp8: bool, tuning: nvrtc.Defines = ()) -> nvrtc.Defines:
     """What the source is compiled with; ``tuning`` are its switches, and come last.
 
-    EAGER, the order of work: a model of the pipeline (cycles of TMA, wgmma and softmax) puts a page
-    of bf16 for one tile at 4050 cycles in either order, since its bytes take 3960; for two tiles,
-    whose second read comes from L2, at 2950 in the fixed order and 2510 in the eager one, of which
-    2180 are wgmma's; for FP8 at 2950 and 2600, its bytes at 2250.
+    EAGER is the order of work. By the model in tests/device/model_mla_hopper.py a page of bf16 for
+    one tile takes 4050 cycles in either order, since its bytes take 3960; for two tiles, whose
+    second read comes from L2, 2930 in the fixed order and 2520 in the eager one, of which 2180 are
+    the products'; from an FP8 cache 2940 and 2590, its bytes 2260. Not yet measured.
     """
     given = {"FP8": int(fp8), "EAGER": int(fp8 or tiles > 1), **dict(CONTRACT), **dict(tuning)}
     return tuple(given.items())
