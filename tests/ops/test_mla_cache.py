@@ -25,7 +25,7 @@ def test_bytes_per_token_are_those_counted_and_those_allocated(form: str | None)
     from zenrepro.ops.mla import torch_cache
 
     counted = counts.latent_row_bytes(latent=LATENT, rotary=ROTARY, dtype="bf16", cache_format=form)
-    assert counted == cache.row_bytes("bf16", form) == (1152 if form is None else 656)
+    assert counted == (1152 if form is None else FP8_ROW_BYTES)
     pool = torch_cache.allocate(7, dtype=None if form else torch.bfloat16)
     assert pool.untyped_storage().nbytes() == 7 * PAGE * counted
 
@@ -37,15 +37,10 @@ def test_jax_and_mlx_hold_the_same_bytes(name: str) -> None:
     backend = backends.open(name, "cpu")
     module = importlib.import_module(f"zenrepro.ops.mla.{name}_cache")
     wide = module.allocate(3, dtype=backend.asarray(np.zeros(1), "bf16").dtype)
-    assert wide.nbytes == 3 * PAGE * cache.row_bytes("bf16")
-    assert module.allocate(3).nbytes == 3 * PAGE * cache.row_bytes("bf16", "fp8_e4m3")
+    assert wide.nbytes == 3 * PAGE * 1152
+    assert module.allocate(3).nbytes == 3 * PAGE * 656
     with pytest.raises(ValueError, match=r"^pages: wants at least one, got 0$"):
         module.allocate(0)
-
-
-def test_other_formats_have_no_rows() -> None:
-    with pytest.raises(ValueError, match=r"^form: wants None or fp8_e4m3, got 'int8'$"):
-        cache.row_bytes("bf16", "int8")
 
 
 def test_published_sizes_of_the_latent() -> None:

@@ -14,23 +14,10 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from zenrepro.formats import element_bytes
 from zenrepro.ops.mla.sizes import FP8_ROW_BYTES, GROUP, LATENT, PAGE, ROTARY, ROW, SCALES
 from zenrepro.ops.precision import rounded
 
 LARGEST = 448.0  # of e4m3
-
-
-def row_bytes(dtype: str, form: str | None = None) -> int:
-    """Bytes that a token keeps in one layer: 1152 in bf16, 656 where ``form`` is fp8_e4m3.
-
-    Raises ValueError for another ``form`` and InputError for an unknown dtype.
-    """
-    if form == "fp8_e4m3":
-        return FP8_ROW_BYTES
-    if form is not None:
-        raise ValueError(f"form: wants None or fp8_e4m3, got {form!r}")
-    return int(ROW * element_bytes(dtype))
 
 
 class Pages:
