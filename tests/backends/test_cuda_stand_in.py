@@ -302,3 +302,20 @@ def test_a_call_that_cannot_be_captured_is_timed_plainly_among_the_others(
     assert "not a graph" in got["plain"].timing.method
     assert got["plain"].timing.seconds == pytest.approx([0.5e-3] * 4)
     assert got["plain"].beside == ("a",)
+
+
+def test_a_lost_device_is_told_from_a_full_one(backend: TorchBackend, gpu: Gpu) -> None:
+    assert not backend.lost()
+
+    def raising(error: Exception) -> Any:
+        def synchronize(index: int) -> None:
+            raise error
+
+        return synchronize
+
+    gpu.cuda.synchronize = raising(RuntimeError("CUDA error: an illegal memory access"))
+    assert backend.lost()
+    gpu.cuda.synchronize = raising(OutOfMemoryError("CUDA out of memory"))
+    assert not backend.lost()
+    backend.kind = "cpu"
+    assert not backend.lost()

@@ -116,6 +116,7 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
     monkeypatch.setattr(hardware, "absent", lambda backend, device: None)
     monkeypatch.setattr(hardware, "probe", probe)
     monkeypatch.setattr(backends, "open", lambda name, device: FAKE)
+    monkeypatch.setattr(FAKE, "lost", lambda: False)
     one = Bench(paths.load(tmp_path), module)
     monkeypatch.setattr(measure, "sample_together", one.sample_together)
     return one
@@ -142,4 +143,6 @@ def _new_lock(name: str) -> Any:
     return FileLock(locks.folder() / f"{name}.lock", thread_local=False)
 
 
-FAKE = SimpleNamespace(is_out_of_memory=lambda error: isinstance(error, MemoryError))
+FAKE = SimpleNamespace(
+    is_out_of_memory=lambda error: isinstance(error, MemoryError), lost=lambda: False
+)

@@ -9,9 +9,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from zenrepro import measure
+from zenrepro import backends, measure
 from zenrepro.cli.watch import Watch
 from zenrepro.experiments import events, freshness
+from zenrepro.experiments import session as session_module
 from zenrepro.experiments.point import Point, Prepared, Result, together
 from zenrepro.records import Environment, Origin, Status
 from zenrepro.results.store import Store
@@ -206,3 +207,97 @@ def test_the_state_while_sampling_goes_into_each_record(
     monkeypatch.setattr(measure, "sample_together", sampled)
     bench.groups = {1: "g", 2: "g", 3: "g"}
     assert {r.environment.temperature_c for r in bench.run()[1]} == {61.0}
+
+
+def breaks_the_device(bench: Any, monkeypatch: pytest.MonkeyPatch, culprit: int) -> list[int]:
+    """Sampling ``culprit`` loses the device; a new process (``renew``) has it again."""
+    gone: list[int] = []
+
+    def sampled(backend: Any, calls: Any, *, scale: str) -> Any:
+        if str(culprit) in [str(call()) for call in calls.values()]:
+            bench.rounds.append([str(call()) for call in calls.values()])
+            gone.append(1)
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+        return bench.sample_together(backend, calls, scale=scale)
+
+    def leave(code: int) -> None:
+        gone.clear()
+        raise SystemExit(code)
+
+    monkeypatch.setattr(measure, "sample_together", sampled)
+    monkeypatch.setattr(session_module, "_exit", leave)
+    monkeypatch.setattr(backends.open("torch", "cpu"), "lost", lambda: bool(gone))
+    return gone
+
+
+def test_a_lost_device_ends_the_process_and_the_run_goes_on_without_the_culprit(
+    bench: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    breaks_the_device(bench, monkeypatch, culprit=2)
+    monkeypatch.setenv("ZENREPRO_RUN_STARTED", "2000-01-01T00:00:00.000+00:00")
+    monkeypatch.setenv(events.VARIABLE, str(bench.project.root / "events"))
+    bench.groups = {1: "g", 2: "g", 3: "g"}
+    for rounds in ([["1", "2", "3"]], [["1"], ["2"]]):
+        with pytest.raises(SystemExit):
+            bench.run()
+        assert bench.rounds == rounds
+    records = bench.run()[1]  # as a run does it: a new process each time
+    assert bench.rounds == [["3"]]
+    assert [record.status for record in records] == ["ok", "failed", "ok"]
+    assert records[1].reason == "the device was lost while it was sampled"
+
+
+def test_by_hand_a_lost_device_is_an_error_that_says_what_to_do(
+    bench: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    breaks_the_device(bench, monkeypatch, culprit=2)
+    bench.groups = {1: "g", 2: "h", 3: "h"}
+    with pytest.raises(RuntimeError, match="restart the kernel and run again"):
+        bench.run()
+    found = {r.conditions["n"]: r.status for r in Store(bench.project.results).load()}
+    assert found == {1: "ok", 2: "failed", 3: "failed"}
+
+
+def test_a_device_lost_in_a_gate_is_that_points_failure(
+    bench: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone: list[int] = []
+
+    def faults() -> Prepared:
+        gone.append(1)
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    def leave(code: int) -> None:
+        gone.clear()
+        raise SystemExit(code)
+
+    monkeypatch.setattr(session_module, "_exit", leave)
+    monkeypatch.setattr(backends.open("torch", "cpu"), "lost", lambda: bool(gone))
+    file = bench.project.root / "events"
+    monkeypatch.setenv(events.VARIABLE, str(file))
+    monkeypatch.setenv("ZENREPRO_RUN_STARTED", "2000-01-01T00:00:00.000+00:00")
+    bench.groups = {1: "g", 2: "g", 3: "g"}
+    bench.does[2] = faults
+    with pytest.raises(SystemExit):
+        bench.run()
+    last = msgspec.json.Decoder(events.Event).decode(file.read_bytes().splitlines()[-1])
+    assert isinstance(last, events.Measuring)  # the run sees that it died, and in which point
+    assert "illegal memory access" in str(last.if_it_dies[0].reason)
+    del bench.does[2]
+    records = bench.run()[1]
+    assert bench.rounds == [["1", "3"]]
+    assert [record.status for record in records] == ["ok", "failed", "ok"]
+    assert "illegal memory access" in str(records[1].reason)
+
+
+def test_what_fails_as_a_whole_without_losing_the_device_is_recorded(
+    bench: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def sampled(backend: Any, calls: Any, *, scale: str) -> Any:
+        if len(calls) > 1:
+            raise MemoryError("no room for the buffers that empty the cache")
+        return bench.sample_together(backend, calls, scale=scale)
+
+    monkeypatch.setattr(measure, "sample_together", sampled)
+    bench.groups = {1: "g", 2: "g", 3: "h"}
+    assert [record.status for record in bench.run()[1]] == ["oom", "oom", "ok"]

@@ -142,6 +142,10 @@ class Backend(ABC):
     def is_out_of_memory(self, error: BaseException) -> bool:
         """Whether this error says that memory did not suffice."""
 
+    def lost(self) -> bool:
+        """Whether the device answers no more in this process: a kernel's fault ends its context."""
+        return False
+
     # Provenance -----------------------------------------------------------------------------
 
     def packages(self) -> dict[str, str]:

@@ -316,6 +316,15 @@ class TorchBackend(Backend):
         if self.kind == "cuda":
             self.torch.cuda.empty_cache()
 
+    def lost(self) -> bool:
+        if self.kind != "cuda":
+            return False
+        try:
+            self.torch.cuda.synchronize(self.index)
+        except RuntimeError as error:
+            return not self.is_out_of_memory(error)
+        return False
+
     def is_out_of_memory(self, error: BaseException) -> bool:
         if isinstance(error, MemoryError | self.torch.cuda.OutOfMemoryError):
             return True

@@ -21,12 +21,12 @@ QUANTITY, METRIC = "count", "failed_cells"
 
 
 def store_death(project: Project, watch: Watch) -> None:
-    """Store the records of the point in which the kernel died."""
+    """Store the records of the point in which the kernel died; one that knows why keeps that."""
     if watch.measuring is None:
         return
     reason = f"the process died while measuring {watch.measuring.name}"
     _store(project, watch).put(
-        [msgspec.structs.replace(r, reason=reason) for r in watch.measuring.if_it_dies]
+        [msgspec.structs.replace(r, reason=r.reason or reason) for r in watch.measuring.if_it_dies]
     )
 
 

@@ -45,6 +45,7 @@ from zenrepro.experiments.point import (
 from zenrepro.experiments.progress import Progress
 from zenrepro.experiments.ready import Ready, free_name
 from zenrepro.experiments.table import Table
+from zenrepro.measure import Sampled
 from zenrepro.ops.entry import UnsupportedError
 from zenrepro.paths import Project
 from zenrepro.records import Inputs, Kind, Record, Status, check
@@ -53,6 +54,8 @@ from zenrepro.results.store import Store
 if TYPE_CHECKING:
     from zenrepro.backends import Backend
     from zenrepro.hardware import Hardware
+
+_exit = os._exit
 
 __all__ = ["Parameters", "Point", "Prepared", "Result", "Session", "start"]
 
@@ -261,6 +264,8 @@ class Session:
                 records = self._fill(one.shells, done)
             except Exception as error:  # noqa: BLE001  (recorded; the others go on)
                 records = self._failed(one.shells, forgotten(error))
+                if self._lost():
+                    self._leave([one], records, total)
             self._store(records)
             self._ended(one, records, total)
         if ready:
@@ -272,21 +277,71 @@ class Session:
             self._announce_rounds(ready, total)
         began = time.perf_counter()
         calls = {name: one.call for name, one in ready.items() if one.call is not None}
-        sampled = measure.sample_together(self.backend, calls, scale=self.scale)
+        every = list(ready.values())
+        sampled: dict[str, Sampled] = {}
+        failure: Exception | None = None
+        try:
+            sampled = measure.sample_together(self.backend, calls, scale=self.scale)
+        except Exception as error:  # noqa: BLE001  (recorded; the points behind go on)
+            failure = forgotten(error)
+        bad = failure is not None or any(one.status is Status.FAILED for one in sampled.values())
+        if bad and self._lost():
+            self._leave(every, self._lost_together(every), total)
         each = (time.perf_counter() - began) / len(ready)
-        ended = []
-        for name, one in ready.items():
-            seen = sampled[name]
-            seen.reason = seen.reason and provenance.without_places(seen.reason)
+        stored = [
+            self._failed(one.shells, failure) if failure else self._finished(one, sampled[name])
+            for name, one in ready.items()
+        ]
+        for one, records in zip(every, stored, strict=True):
             one.sampled_s = each
-            try:
-                records = self._fill(one.shells, one.finish(seen) if one.finish else [])
-            except Exception as error:  # noqa: BLE001  (recorded; the others go on)
-                records = self._failed(one.shells, forgotten(error))
             self._store(records)
-            ended.append((one, records))
-        for one, records in ended:  # told once all are stored: dying in between loses none
+        for one, records in zip(every, stored, strict=True):  # all are stored by now
             self._ended(one, records, total)
+
+    @staticmethod
+    def _lost_together(points: list[Ready]) -> list[Record]:
+        """The device went while these were sampled: of several nobody knows whose fault it is."""
+        flags = [freshness.DIED_TOGETHER] if len(points) > 1 else []
+        reason = "the device was lost while it was sampled" + (" in turn" if flags else "")
+        return [
+            msgspec.structs.replace(shell, reason=reason, flags=flags)
+            for one in points
+            for shell in one.shells
+        ]
+
+    def _finished(self, one: Ready, seen: Sampled) -> list[Record]:
+        seen.reason = seen.reason and provenance.without_places(seen.reason)
+        try:
+            return self._fill(one.shells, one.finish(seen) if one.finish else [])
+        except Exception as error:  # noqa: BLE001  (recorded; the others go on)
+            return self._failed(one.shells, forgotten(error))
+
+    def _lost(self) -> bool:
+        return self._backend is not None and self._backend.lost()
+
+    def _leave(self, points: list[Ready], records: list[Record], total: int) -> None:
+        """End a process whose device answers no more: whatever came next would fail for that.
+
+        A run starts another process, which goes on behind these points.
+        """
+        self._store(records)
+        self.progress.emit(
+            events.Measuring(
+                index=points[0].index,
+                total=total,
+                name=", ".join(one.name for one in points),
+                estimate_s=None,
+                if_it_dies=records,
+                rounds=len(points),
+            )
+        )
+        if events.VARIABLE in os.environ:
+            sys.stdout.flush()
+            _exit(70)
+        raise RuntimeError(
+            "a kernel's fault ended the device's context in this process; restart the kernel and "
+            "run again: what was measured is kept, and what comes behind goes on"
+        )
 
     def _announce_rounds(self, ready: dict[str, Ready], total: int) -> None:
         first = next(iter(ready.values()))
