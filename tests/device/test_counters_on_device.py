@@ -33,7 +33,9 @@ def seen(device: Any) -> dict[str, watching.Seen]:
     for entry in traffic.chosen(traffic.Parameters(implementations="naive,sdpa_flash,fa2,fa3")):
         wanted = (case(), "bf16")
         if entry.status(device, wanted[0].conditions("bf16")) is None:
-            found[entry.algorithm] = watching.Watch(run, entry, [wanted], 3, []).see(*wanted)
+            found[entry.algorithm] = watching.Watch(run, "attention", entry, [wanted], []).see(
+                *wanted
+            )
     for one in found.values():
         if one.status is Status.UNSUPPORTED:
             pytest.skip(str(one.reason))

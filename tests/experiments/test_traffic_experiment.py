@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 
-from zenrepro import architecture, paths
+from zenrepro import architecture, counts, paths
 from zenrepro.backends import Unavailable
 from zenrepro.errors import InputError
-from zenrepro.experiments import cache_sizes, profiled, session, traffic, watching
+from zenrepro.experiments import cache_sizes, latent_traffic, profiled, session, traffic, watching
+from zenrepro.experiments.point import Result
 from zenrepro.experiments.profiled import Outcome
 from zenrepro.measure import counters
 from zenrepro.measure.counters import CountersError, Kernel
@@ -64,7 +65,7 @@ def test_counts_are_made_once_a_kind_and_counters_of_every_implementation(
     made = list(traffic.points(run))
     counted = {p.implementation for p in made if p.produces is traffic.COUNTED}
     assert counted == {"torch.naive", "torch.fa3"}  # the first of the table that tiles
-    read = [p for p in made if p.produces in (traffic.MEASURED, traffic.NOT_READ)]
+    read = [p for p in made if p.produces in (watching.MEASURED, watching.NOT_READ)]
     assert len(read) == 4 * len(traffic.chosen(run.parameters))
     assert [p.implementation for p in made if p.produces is traffic.EXPECTED] == ["torch.fa3"] * 4
 
@@ -254,8 +255,8 @@ class Card:
         self.asked: list[list[str]] = []
         self.play = play
         self.seed = 0
-        self.backend = self.hardware = self
-        self.device = "cuda:0"
+        self.backend = self
+        self.hardware = SimpleNamespace(backend="torch", device="cuda:0", compute_capability=(9, 0))
 
     def release(self) -> None:
         pass
@@ -275,6 +276,10 @@ class Card:
         ]
 
 
+def measured(watched: watching.Watch, case: Case, dtype: str) -> list[Result]:
+    return watched._results(case, dtype, counts.attention_of(case.conditions(dtype)))
+
+
 def shape(length: int) -> Case:
     return prefill(None, 1, length, 2, 128, causal=False)
 
@@ -286,9 +291,11 @@ def watch(
     refusals: list[str] | None = None,
 ) -> watching.Watch:
     monkeypatch.setattr(counters, "read", card.read)
+    monkeypatch.setattr(watching, "REPEATS", 1)
     entry = traffic.chosen(traffic.Parameters(implementations="naive"))[0]
     cases = [(shape(n), "bf16") for n in lengths]
-    return watching.Watch(card, entry, cases, 1, refusals if refusals is not None else [])  # type: ignore[arg-type]
+    shared = refusals if refusals is not None else []
+    return watching.Watch(card, "attention", entry, cases, shared)  # type: ignore[arg-type]
 
 
 def test_all_cases_are_seen_in_one_run_for_each_set_of_counters(
@@ -296,15 +303,15 @@ def test_all_cases_are_seen_in_one_run_for_each_set_of_counters(
 ) -> None:
     card = Card(lambda calls: None)
     watched = watch(card, monkeypatch, 64, 128)
-    results = traffic._measured(watched, shape(64), "bf16")
+    results = measured(watched, shape(64), "bf16")
     assert card.asked == [["64", "128"], ["64", "128"]]
     by_name = {(r.quantity, r.metric): r for r in results}
-    assert set(by_name) == set(traffic.MEASURED)
+    assert set(by_name) == set(watching.MEASURED)
     assert by_name["traffic", "device"].samples == [337]
     assert "kernels of the first call: k 0.0001 MB read" in str(by_name["traffic", "device"].method)
     assert by_name["utilisation", "tensor_pipe"].unit == "%"
     assert by_name["memory", "working"].samples == [0.0]
-    traffic._measured(watched, shape(128), "bf16")
+    measured(watched, shape(128), "bf16")
     assert len(card.asked) == 2
 
 
@@ -320,7 +327,7 @@ def test_one_case_that_breaks_the_program_leaves_the_others(
     seen = {n: watched.see(shape(n), "bf16") for n in (64, 128, 256)}
     assert [seen[n].status for n in (64, 128, 256)] == [Status.OK, Status.FAILED, Status.OK]
     assert seen[128].reason == "torch.naive: took longer than 1 s"
-    failed = traffic._measured(watched, shape(128), "bf16")
+    failed = measured(watched, shape(128), "bf16")
     assert {(r.status, len(r.samples)) for r in failed} == {(Status.FAILED, 0)}
 
 
@@ -331,7 +338,7 @@ def test_counters_out_of_reach_are_asked_for_once(monkeypatch: pytest.MonkeyPatc
     card = Card(refuse)
     watched = watch(card, monkeypatch, 64, 128)
     for length in (64, 128):
-        results = traffic._measured(watched, shape(length), "bf16")
+        results = measured(watched, shape(length), "bf16")
         assert {r.status for r in results} == {Status.UNSUPPORTED}
         assert {r.reason for r in results} == {"no hardware counters: the driver"}
     other = watch(card, monkeypatch, 64, refusals=watched.refusals)  # another implementation
@@ -372,8 +379,11 @@ def run_program(tmp_path: Path, cases: list[Case]) -> list[dict[str, Any]]:
     import msgspec
 
     plan = profiled.Plan(
-        implementation="torch.naive", device="cuda:0", seed=0, repeats=2,
-        calls=[profiled.Call(name=f"c{i}", case=c, dtype="fp32") for i, c in enumerate(cases)],
+        op="attention", implementation="torch.naive", device="cuda:0", seed=0, repeats=2,
+        calls=[
+            profiled.Call(name=f"c{i}", case=msgspec.to_builtins(c), dtype="fp32")
+            for i, c in enumerate(cases)
+        ],
     )  # fmt: skip
     (tmp_path / "plan.json").write_bytes(msgspec.json.encode(plan))
     profiled.main([str(tmp_path / "plan.json"), str(tmp_path / "out")])
@@ -454,3 +464,54 @@ def test_a_fault_that_stays_ends_the_program(
         run_program(tmp_path, [shape(16), shape(32)])
     assert len((tmp_path / "out").read_text().splitlines()) == 1  # the second was not tried
     assert len(faulty) == 1
+
+
+# -- latent attention ------------------------------------------------------------------------------
+
+
+def test_latent_attention_is_counted_at_the_models_shapes(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(counters, "absent", lambda device: None)
+    run = start("traffic", backend="torch", scale="full")
+    refusals: list[str] = []
+    made = list(latent_traffic.points(run, [], refusals))
+    counted = [p for p in made if p.produces is latent_traffic.COUNTED]
+    assert {(p.conditions["op"], p.conditions["batch"]) for p in counted} == {
+        ("mla_prefill", 32), ("mla_decode", 32),
+    }  # fmt: skip
+    for point in counted:
+        assert point.measure is not None
+        least, flops = point.measure()
+        work = counts.mla_of(point.conditions)
+        assert (least.samples, flops.samples) == ([work.bytes], [work.flops])
+    decode = next(p for p in counted if p.conditions["op"] == "mla_decode")
+    rows = 32 * 4096 * 576 * 2  # one row a token, read once
+    assert decode.measure is not None
+    assert decode.measure()[0].samples[0] == rows + 32 * 24 * (576 + 512) * 2
+    read = {p.implementation for p in made if p.produces is not latent_traffic.COUNTED}
+    assert {"torch.absorbed", "torch.decompressed", "torch.hopper"} <= read
+    for point in made:
+        names = set(run._shells(point)[0].inputs.sources)
+        assert not names & {"zenrepro/ops/mla/table.py", "zenrepro/ops/mla/cases.py"}
+    assert list(latent_traffic.points(start("traffic", backend="torch"), [], refusals)) == []
+
+
+def test_the_program_runs_latent_attention_too(played: list[str], tmp_path: Path) -> None:
+    import msgspec
+
+    from zenrepro.ops.mla.cases import CASES
+
+    plan = profiled.Plan(
+        op="mla", implementation="torch.absorbed", device="cuda:0", seed=0, repeats=1,
+        calls=[
+            profiled.Call(name=f"c{i}", case=msgspec.to_builtins(case), dtype="fp32")
+            for i, case in enumerate(c for c in CASES["smoke"] if c.phase == "decode")
+            if case.format is None
+        ],
+    )  # fmt: skip
+    (tmp_path / "plan.json").write_bytes(msgspec.json.encode(plan))
+    profiled.main([str(tmp_path / "plan.json"), str(tmp_path / "out")])
+    outcomes = [json.loads(line) for line in (tmp_path / "out").read_text().splitlines()]
+    assert [o["status"] for o in outcomes] == ["ok"] * len(plan.calls)
+    assert played.count("start") == len(plan.calls) > 0

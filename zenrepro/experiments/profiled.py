@@ -1,4 +1,4 @@
-"""The program that a profiler watches: single calls of attention, each after a cold start.
+"""The program that a profiler watches: single calls of an op, each after a cold start.
 
     python -m zenrepro.experiments.profiled PLAN.json OUTCOMES.jsonl
 
@@ -10,18 +10,16 @@ counted. Then the L2 is emptied, the profiler starts, the call runs in an NVTX r
 
 from __future__ import annotations
 
+import importlib
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
 from zenrepro import backends
 from zenrepro.measure import counters
-from zenrepro.ops.attention.cases import Case
-from zenrepro.ops.attention.problem import Problem
-from zenrepro.ops.attention.table import TABLE
 from zenrepro.ops.entry import UnsupportedError
 from zenrepro.records import Status
 
@@ -33,16 +31,21 @@ _FLUSH_BYTES, _FLUSH_TIMES = 2**28, 4
 
 
 class Call(msgspec.Struct, frozen=True, kw_only=True):
-    """One call; ``name`` is what its ranges and its outcome are known by."""
+    """One call; ``name`` is what its ranges and its outcome are known by. ``case``: its op's."""
 
     name: str
-    case: Case
+    case: dict[str, Any]
     dtype: str
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
-    """The calls of one implementation, each counted ``repeats`` times."""
+    """The calls of one implementation, each counted ``repeats`` times.
 
+    ``op`` is the folder of ``zenrepro.ops`` whose ``table``, ``cases`` and ``problem`` are used;
+    they are loaded by that name, so a record has to declare them.
+    """
+
+    op: Literal["attention", "mla"]
     implementation: str
     device: str
     seed: int
@@ -58,6 +61,11 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     reason: str | None = None
     error: float | None = None
     peak_bytes: int | None = None
+
+
+def modules(op: str) -> dict[str, str]:
+    """The modules of an op that a call needs."""
+    return {part: f"zenrepro.ops.{op}.{part}" for part in ("table", "cases", "problem")}
 
 
 def main(arguments: list[str]) -> None:
@@ -108,8 +116,10 @@ def _outcome(
 def _counted(
     backend: Backend, plan: Plan, call: Call, flush: Callable[[], None], drain: Callable[[], None]
 ) -> Outcome:
-    entry = next(row for row in TABLE if row.name == plan.implementation)
-    problem = Problem(backend, call.case, call.dtype, plan.seed)
+    of = {part: importlib.import_module(name) for part, name in modules(plan.op).items()}
+    entry = next(row for row in of["table"].TABLE if row.name == plan.implementation)
+    case = msgspec.convert(call.case, of["cases"].Case)
+    problem = of["problem"].Problem(backend, case, call.dtype, plan.seed)
     run = problem.call(entry)
     verdict = problem.judge(run)
     if not verdict.passed:

@@ -14,15 +14,13 @@ from typing import Any, Literal
 
 from zenrepro import counts
 from zenrepro.errors import InputError
-from zenrepro.experiments import cache_sizes, session
+from zenrepro.experiments import cache_sizes, latent_traffic, session, watching
 from zenrepro.experiments.point import Point, Result
 from zenrepro.experiments.watching import Watch
-from zenrepro.formats import element_bytes
-from zenrepro.measure import counters
 from zenrepro.ops.attention.cases import CASES, Case, prefill
 from zenrepro.ops.attention.table import TABLE
 from zenrepro.ops.entry import Entry
-from zenrepro.records import Kind, Status, Work
+from zenrepro.records import Kind, Status
 
 # Which algorithms store their scores, and which keep a tile of them on chip.
 STORED = ("naive", "xla")
@@ -43,15 +41,8 @@ SRAM_BYTES = 227 * 1024
 COUNTED = [("traffic", "least"), ("traffic", "counted"), ("count", "flops")]
 # Of what tiles, on a card that tells its multiprocessors and its L2.
 EXPECTED = [("traffic", "expected")]
-MEASURED = [
-    ("traffic", "device"), ("traffic", "l2"), ("traffic", "multiprocessors"),
-    ("utilisation", "dram"), ("utilisation", "tensor_pipe"), ("memory", "working"),
-]  # fmt: skip
-# What says that no counter is read of an implementation.
-NOT_READ = [("traffic", "device")]
 _TABLE = "zenrepro.ops.attention.table"
 _CASES = "zenrepro.ops.attention.cases"
-_REPEATS = 3
 
 
 class Parameters(session.Parameters, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -75,11 +66,9 @@ def points(run: session.Session) -> Iterator[Point]:
     for an implementation that takes no part here, or sizes that do not fit.
     """
     pairs, entries = shapes(run.parameters), chosen(run.parameters)
-    blind = _blind(run)
-    refusals: list[str] = []
+    blind, refusals = watching.blind(run), list[str]()
     for entry in entries:
-        able = [p for p in pairs if entry.status(run.hardware, p[0].conditions(p[1])) is None]
-        watch = Watch(run, entry, able, _REPEATS, refusals)
+        watch = Watch(run, "attention", entry, pairs, refusals)
         for case, dtype in pairs:
             conditions = case.conditions(dtype)
             of_case = f"{_CASES}:{case.name or ''}"
@@ -96,20 +85,10 @@ def points(run: session.Session) -> Iterator[Point]:
                     yield Point(produces=EXPECTED, measure=measure, rows=rows, **common)
             if blind is not None and (case, dtype) != pairs[-1]:
                 continue
-            unavailable = blind or entry.status(run.hardware, conditions)
-            yield Point(
-                produces=NOT_READ if unavailable else MEASURED,
-                measure=partial(_measured, watch, case, dtype),
-                modules=[
-                    entry.module,
-                    "zenrepro.experiments.profiled",
-                    "zenrepro.measure.counters",
-                ],
-                rows=[f"{_TABLE}:{entry.name}", of_case, *cache_sizes.ROWS],
-                unavailable=unavailable,
-                packages={} if unavailable else entry.versions(),
-                **common,
-            )
+            work = counts.attention_of(conditions)
+            tables = [f"{_TABLE}:{entry.name}", of_case, *cache_sizes.ROWS]
+            yield watch.point(case, dtype, work, rows=tables, unavailable=blind, **common)
+    yield from latent_traffic.points(run, [f"{_TABLE}:", f"{_CASES}:"], refusals)
     yield from cache_sizes.points(run, [f"{_TABLE}:", f"{_CASES}:"])
 
 
@@ -127,6 +106,7 @@ def chosen(parameters: Parameters) -> list[Entry]:
         return rows
     names = [name.strip() for name in parameters.implementations.split(",") if name.strip()]
     known = {entry.algorithm for entry in rows} | {entry.name for entry in rows}
+    known |= latent_traffic.names(parameters.backend)
     for name in names:
         if name not in known:
             raise InputError(
@@ -233,61 +213,3 @@ def _expected(run: session.Session, case: Case, dtype: str) -> list[Result]:
 
 def _rows(case: Case, dtype: str) -> int:
     return counts.tile_rows(sram_bytes=SRAM_BYTES, head_dim=case.head_dim, dtype=dtype)
-
-
-def _blind(run: session.Session) -> tuple[Status, str] | None:
-    """Why no counters are read of any call here, as far as is known before trying."""
-    reason = counters.absent(run.hardware.device)
-    if reason is None and run.parameters.backend != "torch":
-        reason = f"hardware counters are read of torch's calls, not of {run.parameters.backend}'s"
-    return None if reason is None else (Status.UNSUPPORTED, reason)
-
-
-def _measured(watch: Watch, case: Case, dtype: str) -> list[Result]:
-    """What the counters tell of one case, each repeat a sample."""
-    seen = watch.see(case, dtype)
-    if seen.status is not Status.OK:
-        return [
-            Result(quantity=q, metric=m, unit=_unit(q), status=seen.status, reason=seen.reason)
-            for q, m in MEASURED
-        ]
-    work: Work = counts.attention_of(case.conditions(dtype))
-    of = partial(Result, work=work, method=seen.method)
-    each = f"{seen.method}; kernels of the first call: {'; '.join(seen.kernels)}"
-    made = [
-        Result(
-            quantity="traffic",
-            metric="device",
-            unit="B",
-            samples=seen.device_bytes,
-            work=work,
-            method=each,
-        ),
-        of(quantity="traffic", metric="l2", unit="B", samples=seen.l2_bytes),
-        of(quantity="traffic", metric="multiprocessors", unit="B", samples=seen.arrived_bytes),
-        of(quantity="utilisation", metric="dram", unit="%", samples=seen.dram_percent),
-        of(quantity="utilisation", metric="tensor_pipe", unit="%", samples=seen.tensor_percent),
-        _working(case, dtype, seen.peak_bytes, work),
-    ]
-    for result in made:
-        if not result.samples and result.status is Status.OK:
-            result.status, result.reason = Status.FAILED, "the counter gave no number"
-    return made
-
-
-def _working(case: Case, dtype: str, peak: int | None, work: Work) -> Result:
-    """What the call holds at its peak beyond its inputs and its output."""
-    result = Result(quantity="memory", metric="working", unit="B", work=work)
-    if peak is None:
-        result.status, result.reason = Status.UNSUPPORTED, "the allocator tells no peak"
-        return result
-    out = case.batch * case.query_len * case.heads * case.value_dim * element_bytes(dtype)
-    result.samples = [max(0.0, peak - out)]
-    result.method = (
-        "peak of the allocator during one call, less what was held before and the output"
-    )
-    return result
-
-
-def _unit(quantity: str) -> str:
-    return "%" if quantity == "utilisation" else "B"

@@ -1,4 +1,4 @@
-"""One implementation's calls of attention under the profiler, all in one run of the program.
+"""One implementation's calls under the profiler, all in one run of the program.
 
 Starting the program takes longer than counting a call, so the first case that is asked for brings
 all of them. Where that fails, each case is tried by itself.
@@ -9,21 +9,23 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
 import zenrepro
 from zenrepro.backends import Unavailable
 from zenrepro.experiments import profiled
+from zenrepro.experiments.point import Point, Result
 from zenrepro.experiments.profiled import Call, Outcome, Plan
+from zenrepro.formats import element_bytes
 from zenrepro.measure import counters
 from zenrepro.measure.counters import Kernel
-from zenrepro.ops.attention.cases import Case
 from zenrepro.ops.entry import Entry
-from zenrepro.records import Status
+from zenrepro.records import Status, Work
 
 if TYPE_CHECKING:
     from zenrepro.experiments.session import Session
@@ -33,6 +35,14 @@ RUNS = (counters.MEMORY, counters.MULTIPROCESSORS)
 # Imports, compilers of device code and the fp64 reference take most of it.
 _START_S, _CALL_S = 120.0, 20.0
 _LISTED = 12  # kernels of a call that are listed one by one
+REPEATS = 3  # of each call: its samples
+MEASURED = [
+    ("traffic", "device"), ("traffic", "l2"), ("traffic", "multiprocessors"),
+    ("utilisation", "dram"), ("utilisation", "tensor_pipe"), ("memory", "working"),
+]  # fmt: skip
+# What says that no counter is read of an implementation.
+NOT_READ = [("traffic", "device")]
+_UNITS = {"traffic": "B", "memory": "B", "utilisation": "%"}
 
 
 class Seen(msgspec.Struct, frozen=True, kw_only=True):
@@ -59,16 +69,47 @@ class Watch:
     def __init__(
         self,
         run: Session,
+        op: Literal["attention", "mla"],
         entry: Entry,
-        cases: Sequence[tuple[Case, str]],
-        repeats: int,
+        cases: Sequence[tuple[Any, str]],
         refusals: list[str],
     ) -> None:
-        self.run, self.entry, self.repeats, self.refusals = run, entry, repeats, refusals
-        self.waiting = list(cases)
-        self.seen: dict[tuple[Case, str], Seen] = {}
+        self.run, self.op, self.entry, self.refusals = run, op, entry, refusals
+        self.waiting = [c for c in cases if self._status(*c) is None]
+        self.seen: dict[tuple[Any, str], Seen] = {}
 
-    def see(self, case: Case, dtype: str) -> Seen:
+    def _status(self, case: Any, dtype: str) -> tuple[Status, str] | None:
+        return self.entry.status(self.run.hardware, case.conditions(dtype))
+
+    def point(
+        self,
+        case: Any,
+        dtype: str,
+        work: Work,
+        *,
+        rows: Sequence[str],
+        unavailable: tuple[Status, str] | None,
+        **common: Any,
+    ) -> Point:
+        """What counters tell of a case. ``unavailable``: why they tell nothing of any."""
+        reason = unavailable or self._status(case, dtype)
+        loaded = profiled.modules(self.op)
+        return Point(
+            produces=NOT_READ if reason else MEASURED,
+            measure=partial(self._results, case, dtype, work),
+            modules=[
+                self.entry.module, profiled.__name__, counters.__name__, loaded["problem"],
+            ],
+            rows=rows,
+            unavailable=reason,
+            packages={} if reason else self.entry.versions(),
+            **common,
+        )  # fmt: skip
+
+    def _results(self, case: Any, dtype: str, work: Work) -> list[Result]:
+        return results(self.see(case, dtype), case.conditions(dtype), work)
+
+    def see(self, case: Any, dtype: str) -> Seen:
         """What the counters tell of a case; never raises for what the profiler does."""
         wanted = (case, dtype)
         if wanted not in self.seen:
@@ -89,15 +130,17 @@ class Watch:
                 self.seen[wanted] = Seen(status=Status.FAILED, reason=reason)
         return self.seen[wanted]
 
-    def _watch(self, cases: Sequence[tuple[Case, str]]) -> dict[tuple[Case, str], Seen]:
+    def _watch(self, cases: Sequence[tuple[Any, str]]) -> dict[tuple[Any, str], Seen]:
         self.run.backend.release()  # the program wants the device's memory
         plan = Plan(
+            op=self.op,
             implementation=self.entry.name,
             device=self.run.hardware.device,
             seed=self.run.seed,
-            repeats=self.repeats,
+            repeats=REPEATS,
             calls=[
-                Call(name=f"c{i}", case=case, dtype=dtype) for i, (case, dtype) in enumerate(cases)
+                Call(name=f"c{i}", case=msgspec.to_builtins(case), dtype=dtype)
+                for i, (case, dtype) in enumerate(cases)
             ],
         )
         kernels: list[list[Kernel]] = []
@@ -118,9 +161,57 @@ class Watch:
                     if outcomes.get(name, outcome).status is Status.OK:  # a failed one stays
                         outcomes[name] = outcome
         return {
-            wanted: seen_of(outcomes.get(f"c{i}"), f"c{i}", *kernels, repeats=self.repeats)
+            wanted: seen_of(outcomes.get(f"c{i}"), f"c{i}", *kernels, repeats=REPEATS)
             for i, wanted in enumerate(cases)
         }
+
+
+def blind(run: Session) -> tuple[Status, str] | None:
+    """Why no counters are read of any call here, as far as is known before trying."""
+    reason = counters.absent(run.hardware.device)
+    if reason is None and run.parameters.backend != "torch":
+        reason = f"hardware counters are read of torch's calls, not of {run.parameters.backend}'s"
+    return None if reason is None else (Status.UNSUPPORTED, reason)
+
+
+def results(seen: Seen, conditions: Mapping[str, Any], work: Work) -> list[Result]:
+    """``MEASURED`` of what was seen under these conditions, each repeat a sample."""
+    each = f"{seen.method}; kernels of the first call: {'; '.join(seen.kernels)}"
+    columns = {
+        ("traffic", "device"): (seen.device_bytes, each),
+        ("traffic", "l2"): (seen.l2_bytes, seen.method),
+        ("traffic", "multiprocessors"): (seen.arrived_bytes, seen.method),
+        ("utilisation", "dram"): (seen.dram_percent, seen.method),
+        ("utilisation", "tensor_pipe"): (seen.tensor_percent, seen.method),
+    }
+    made = []
+    for quantity, metric in MEASURED:
+        result = Result(quantity=quantity, metric=metric, unit=_UNITS[quantity], work=work)
+        if seen.status is not Status.OK:
+            result = Result(
+                quantity=quantity, metric=metric, unit=_UNITS[quantity], status=seen.status,
+                reason=seen.reason,
+            )  # fmt: skip
+        elif (quantity, metric) in columns:
+            result.samples, result.method = columns[quantity, metric]
+            if not result.samples:
+                result.status, result.reason = Status.FAILED, "the counter gave no number"
+        elif seen.peak_bytes is None:
+            result.status, result.reason = Status.UNSUPPORTED, "the allocator tells no peak"
+        else:
+            result.samples = [max(0.0, seen.peak_bytes - _output_bytes(conditions))]
+            result.method = (
+                "peak of the allocator during one call, less what was held before and the output"
+            )
+        made.append(result)
+    return made
+
+
+def _output_bytes(conditions: Mapping[str, Any]) -> float:
+    queries = conditions.get("query_len", conditions.get("seq_len", 1))
+    width = conditions.get("value_dim", conditions["head_dim"])
+    numbers = conditions["batch"] * queries * conditions["heads"] * width
+    return float(numbers * element_bytes(conditions["dtype"]))
 
 
 def _environment() -> dict[str, str]:

@@ -75,7 +75,8 @@ def busy(records: Sequence[Record]) -> Grid:
     for record in records:
         if record.quantity == "utilisation" and record.status in _SHOWN:
             given = record.conditions
-            key = (record.implementation, int(given["seq_len"]), str(given.get("model", "")))
+            length = int(given.get("seq_len", given.get("cache_len", 0)))
+            key = (record.implementation, length, str(given.get("model", "")))
             found.setdefault(key, {})[record.metric] = 100 * _value(record)
     rows = [
         [name, length, model or None, shares.get("dram"), shares.get("tensor_pipe")]
