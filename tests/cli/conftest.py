@@ -45,7 +45,10 @@ def probe(backend, device=None, project=None):
 hardware.probe = probe
 hidden = os.environ.get("HIDE")
 hardware.absent = lambda backend, device: f"{hidden} is away" if backend == hidden else None
-backends.open = lambda name, device: SimpleNamespace(is_out_of_memory=lambda error: False)
+gone = []
+backends.open = lambda name, device: SimpleNamespace(
+    is_out_of_memory=lambda error: False, lost=lambda: bool(gone)
+)
 
 
 class Parameters(Base):
@@ -67,6 +70,9 @@ def measure(run, n):
         log.write(f"{run.parameters.backend} {n}\\n")
     if os.environ.get("DIE_AT") == str(n):
         os.kill(os.getpid(), signal.SIGKILL)
+    if os.environ.get("LOSE_AT") == str(n):
+        gone.append(n)
+        raise RuntimeError("an illegal memory access was encountered")
     if os.environ.get("RAISE_AT") == str(n):
         raise ValueError("no such luck")
     if os.environ.get("SLEEP_AT") == str(n):

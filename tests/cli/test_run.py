@@ -82,6 +82,18 @@ def test_a_point_that_kills_its_process_is_a_record_and_the_others_are_measured(
     assert trial.records()["torch.sum 3"].status == "ok"
 
 
+def test_a_point_that_loses_the_device_is_its_own_failure_and_the_others_are_measured(
+    trial: Any,
+) -> None:
+    status, _, err = trial.run("run", "sums", "--backend", "torch", LOSE_AT="2")
+    assert status == 1
+    assert trial.measured() == ["torch 1", "torch 2", "torch 3"]
+    assert "the process died; going on without it" in err
+    records = [trial.records()[f"torch.sum {n}"] for n in (1, 2, 3)]
+    assert [record.status for record in records] == ["ok", "failed", "ok"]
+    assert records[1].reason == "RuntimeError: an illegal memory access was encountered"
+
+
 def test_killed_at_any_moment_a_rerun_measures_only_what_is_missing(trial: Any) -> None:
     process = trial.start("run", "sums", "--backend", "torch", SLEEP_AT="2")
     wait_for(lambda: "torch.sum 1" in trial.records(), process)
