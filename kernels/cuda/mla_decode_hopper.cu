@@ -359,17 +359,17 @@ DEVICE void watch(const Problem& problem, const Plan& plan, int tile, int tiles,
 constexpr int LANE_PARTS = 5;
 constexpr int MOST_SPLITS = 32 * LANE_PARTS;
 
-// This block's share of a sequence's output tile, from all its parts, in the order of the parts.
-DEVICE void combine(const Problem& problem, char* shared, int sequence, int tile, int tiles,
-                    int rows, int splits, int index, int first_block, int thread) {
-    // In groups of four columns.
-    const int items = rows * (LATENT / 4);
-    const int begin = static_cast<int>(static_cast<long long>(items) * index / splits);
-    const int end = static_cast<int>(static_cast<long long>(items) * (index + 1) / splits);
-    const int first_row = begin / (LATENT / 4);
-    const int row_count = end > begin ? (end - 1) / (LATENT / 4) - first_row + 1 : 0;
-    float* weights = reinterpret_cast<float*>(shared + KV_AT);  // [row][split]
-    const int warp = thread / 32, lane = thread % 32;
+// sum += weight x, four columns.
+DEVICE void add(float4& sum, float weight, float4 x) {
+    sum.x += weight * x.x;
+    sum.y += weight * x.y;
+    sum.z += weight * x.z;
+    sum.w += weight * x.w;
+}
+
+// The weight of every part in rows first_row .. first_row + row_count - 1: [row][split].
+DEVICE void weigh_parts(const Problem& problem, float* weights, int tile, int tiles, int splits,
+                        int first_block, int first_row, int row_count, int warp, int lane) {
     for (int r = warp; r < row_count; r += CONSUMERS / 32) {
         float2 part[LANE_PARTS];  // maximum, sum
         float maximum = -infinity();
@@ -406,51 +406,96 @@ DEVICE void combine(const Problem& problem, char* shared, int sequence, int tile
             if (k < splits) weights[r * splits + k] = part[j].x * inverse;
         }
     }
-    barrier_wait(BOTH, CONSUMERS);
+}
 
-    // Few items and many parts: `groups` of threads share an item's parts.
+// This block's share of a sequence's output tile, from all its parts, in the order of the parts.
+// What takes time are trips to the L2: as many loads at once as registers hold.
+DEVICE void combine(const Problem& problem, char* shared, int sequence, int tile, int tiles,
+                    int rows, int splits, int index, int first_block, int thread) {
+    constexpr int EARLY = 9, AT_ONCE = 4;
+    // In groups of four columns.
+    const int items = rows * (LATENT / 4);
+    const int begin = static_cast<int>(static_cast<long long>(items) * index / splits);
+    const int end = static_cast<int>(static_cast<long long>(items) * (index + 1) / splits);
+    const int first_row = begin / (LATENT / 4);
+    const int row_count = end > begin ? (end - 1) / (LATENT / 4) - first_row + 1 : 0;
+    const int warp = thread / 32, lane = thread % 32;
+    float* weights = reinterpret_cast<float*>(shared + KV_AT);
+    const float4* parts = reinterpret_cast<const float4*>(problem.parts);
+    auto part_of = [&](int item, int k) {
+        const int slot = part_slot(first_block + k, k, tiles, tile);
+        return load_l2(parts + static_cast<long long>(slot) * (TILE * LATENT / 4) + item);
+    };
+    auto weight_of = [&](int item, int k) {
+        return weights[(item / (LATENT / 4) - first_row) * splits + k];
+    };
+    auto store = [&](int item, float4 sum) {
+        const long long tile_row =
+            static_cast<long long>(sequence) * problem.query_len * problem.heads + tile * TILE;
+        reinterpret_cast<uint2*>(problem.out)[tile_row * (LATENT / 4) + item] =
+            make_uint2(pack<BF16>(sum.x, sum.y), pack<BF16>(sum.z, sum.w));
+    };
+
+    // Few items: `groups` of threads share an item's parts.
     int width = CONSUMERS;
     while (width / 2 >= end - begin && width > 8) width /= 2;
     const int groups = CONSUMERS / width;
-    const int group = thread / width;
-    float4* scratch = reinterpret_cast<float4*>(shared + KV_AT + PAGE_BYTES);
-    for (int base = begin; base < end; base += width) {
-        const int item = base + thread % width;
+    if (groups > 1) {
+        const int group = thread / width, item = begin + thread % width;
         const bool mine = item < end;
+        float4 early[EARLY];
+#pragma unroll
+        for (int j = 0; j < EARLY; ++j) {
+            const int k = group + j * groups;
+            early[j] = make_float4(0, 0, 0, 0);
+            if (mine && k < splits) early[j] = part_of(item, k);
+        }
+        weigh_parts(problem, weights, tile, tiles, splits, first_block, first_row, row_count, warp,
+                    lane);
+        barrier_wait(BOTH, CONSUMERS);
         float4 sum = make_float4(0, 0, 0, 0);
         if (mine) {
-            const float* weight = weights + (item / (LATENT / 4) - first_row) * splits;
-            const float4* part = reinterpret_cast<const float4*>(problem.parts) + item;
-#pragma unroll 8
-            for (int k = group; k < splits; k += groups) {
-                const int slot = part_slot(first_block + k, k, tiles, tile);
-                const float4 x =
-                    load_l2(part + static_cast<long long>(slot) * (TILE * LATENT / 4));
-                const float w = weight[k];
-                sum.x += w * x.x;
-                sum.y += w * x.y;
-                sum.z += w * x.z;
-                sum.w += w * x.w;
+#pragma unroll
+            for (int j = 0; j < EARLY; ++j) {
+                const int k = group + j * groups;
+                if (k < splits) add(sum, weight_of(item, k), early[j]);
+            }
+            for (int k = group + EARLY * groups; k < splits; k += groups) {
+                add(sum, weight_of(item, k), part_of(item, k));
             }
         }
-        if (groups > 1) {  // then one pass covers all items
-            scratch[thread] = sum;
-            barrier_wait(BOTH, CONSUMERS);
-            if (group == 0) {
-                for (int k = 1; k < groups; ++k) {
-                    const float4 x = scratch[thread + k * width];
-                    sum.x += x.x;
-                    sum.y += x.y;
-                    sum.z += x.z;
-                    sum.w += x.w;
+        float4* scratch = reinterpret_cast<float4*>(shared + KV_AT + PAGE_BYTES);
+        scratch[thread] = sum;
+        barrier_wait(BOTH, CONSUMERS);
+        if (mine && group == 0) {
+            for (int k = 1; k < groups; ++k) add(sum, 1, scratch[thread + k * width]);
+            store(item, sum);
+        }
+    } else {
+        weigh_parts(problem, weights, tile, tiles, splits, first_block, first_row, row_count, warp,
+                    lane);
+        barrier_wait(BOTH, CONSUMERS);
+        for (int base = begin + thread; base < end; base += AT_ONCE * CONSUMERS) {
+            float4 sum[AT_ONCE] = {};
+#pragma unroll 4
+            for (int k = 0; k < splits; ++k) {
+                float4 x[AT_ONCE];
+#pragma unroll
+                for (int m = 0; m < AT_ONCE; ++m) {
+                    const int item = base + m * CONSUMERS;
+                    if (item < end) x[m] = part_of(item, k);
+                }
+#pragma unroll
+                for (int m = 0; m < AT_ONCE; ++m) {
+                    const int item = base + m * CONSUMERS;
+                    if (item < end) add(sum[m], weight_of(item, k), x[m]);
                 }
             }
-        }
-        if (mine && group == 0) {
-            const long long tile_row =
-                static_cast<long long>(sequence) * problem.query_len * problem.heads + tile * TILE;
-            reinterpret_cast<uint2*>(problem.out)[tile_row * (LATENT / 4) + item] =
-                make_uint2(pack<BF16>(sum.x, sum.y), pack<BF16>(sum.z, sum.w));
+#pragma unroll
+            for (int m = 0; m < AT_ONCE; ++m) {
+                const int item = base + m * CONSUMERS;
+                if (item < end) store(item, sum[m]);
+            }
         }
     }
     barrier_wait(BOTH, CONSUMERS);  // weights and scratch have been read

@@ -130,6 +130,7 @@ def test_eager_order(fp8: bool, mode: str) -> None:
         (1, 16, [64] * 7, 2),  # more sequences than blocks, all alike: none is split
         (1, 16, [64, 700, 10, 1, 0, 200, 65], 3),  # cut along the line of all sequences
         (2, 16, [1500], 4),
+        (1, 2, [1500], 6),  # few columns for each block to combine
     ],
 )
 def test_shapes(tokens: int, heads: int, lengths: list[int], blocks: int) -> None:
