@@ -11,15 +11,22 @@
 //
 // Macros: HEAD_DIM, VALUE_DIM (multiples of 64), WARPGROUPS (64 query rows each), BLOCK_N (keys a
 // block), STAGES, CAUSAL (bottom-right), VARLEN (rows of all sequences packed, cu_seqlens; not
-// E4M3), DTYPE (BF16, F16 or E4M3).
-// Schedules, each 0 or 1: PINGPONG (warpgroups take turns at the tensor cores), CONTINUOUS (the first product of the next tile runs with the last of this one, so that
-// the tensor cores do not drain between tiles), LAZY_RESCALE, DYNAMIC (tiles from a counter).
-// Q_REGISTERS 1: Q is read from shared memory once a tile instead of once a block, which leaves more
-// of its bandwidth to K, V and the loads.
-// CLUSTER 2: two blocks take neighbouring rows of a head, each loads half of every K and V tile for
-// both (multicast), and so half as much leaves L2; dense and not DYNAMIC.
-// POLYNOMIAL: every that many weights one is computed on the FMA units instead of the special
-// function unit, which is what bounds narrow heads; 0: none.
+// E4M3), DTYPE (BF16, F16 or E4M3). Schedules, each 0 or 1 unless said:
+// PINGPONG: warpgroups take turns at the tensor cores.
+// CONTINUOUS: the first product of the next tile runs with the last of this one, so that the
+//     tensor cores do not drain between tiles.
+// LAZY_RESCALE: O is rescaled only when a running maximum has grown a lot.
+// DYNAMIC: tiles are drawn from a counter.
+// Q_REGISTERS: Q is read from shared memory once a tile instead of once a block, which leaves more
+//     of its bandwidth to K, V and the loads.
+// Q_STAGES (a number): tiles of Q in shared memory.
+// SPLIT: the few tiles that are left over when all blocks have had the same number are cut along
+//     the keys, one part a block, so that the others do not wait for them; the last part to end
+//     adds them up, always in the same order. Full attention, dense, DYNAMIC.
+// CLUSTER (1 or 2): two blocks take neighbouring rows of a head, each loads half of every K and V
+//     tile for both (multicast), and so half as much leaves L2. Dense, not DYNAMIC.
+// POLYNOMIAL (a number): every that many weights one is computed on the FMA units instead of the
+//     special function unit, which is what bounds narrow heads and e4m3; 0: none.
 #include "hopper.cuh"
 
 #ifndef PINGPONG
@@ -33,6 +40,9 @@
 #endif
 #ifndef LAZY_RESCALE
 #define LAZY_RESCALE 1
+#endif
+#ifndef SPLIT
+#define SPLIT 0
 #endif
 #ifndef Q_REGISTERS
 #define Q_REGISTERS 0
@@ -80,6 +90,8 @@ static_assert(BLOCK_N % 16 == 0 && BLOCK_N <= 256, "a block of keys is one wgmma
 static_assert(!EIGHT || BLOCK_N % 64 == 0, "e4m3: whole chunks of keys");
 static_assert(!EIGHT || !VARLEN, "e4m3: not packed");
 static_assert(CLUSTER == 1 || (CLUSTER == 2 && !VARLEN && !DYNAMIC), "both blocks: the same tiles");
+static_assert(!SPLIT || (DYNAMIC && CLUSTER == 1), "parts need the counters");
+static_assert(!SPLIT || (!CAUSAL && !VARLEN), "every part has blocks");
 // What one block of the cluster loads of each chunk: so many rows, a multiple of the swizzle's 8.
 constexpr int K_SHARE = BLOCK_N / CLUSTER;
 constexpr int V_SHARE = (EIGHT ? VALUE_DIM : BLOCK_N) / CLUSTER;
@@ -96,7 +108,8 @@ struct Arguments {
     u64 output;        // [.., H, VALUE_DIM], strides below in elements, columns contiguous
     u64 cu_seqlens_q;  // int32 [batch + 1] (VARLEN)
     u64 cu_seqlens_k;
-    u64 counters;  // int32 [2], zero before and after (DYNAMIC)
+    u64 counters;  // int32 [2 + split_tiles * WARPGROUPS], zero before and after (DYNAMIC)
+    u64 partials;  // float [split_tiles * parts, WARPGROUPS, VALUE_DIM / 2 + 4, 128] (SPLIT)
     long long output_batch_stride, output_row_stride, output_head_stride;
     int batch, heads, group;  // query heads to a key head
     int query_len, cache_len;  // the longest, when VARLEN
@@ -104,6 +117,7 @@ struct Arguments {
     int value_dim;             // columns to store, a multiple of 8, at most VALUE_DIM
     int row_blocks;            // blocks of CLUSTER * BLOCK_M rows in query_len
     int heads_at_once;         // heads whose K and V stay in L2 together
+    int split_tiles, parts;    // the last tiles, and how many parts each has (SPLIT)
     float scale_log2;
     float value_scale;  // of the output
 };
@@ -113,8 +127,15 @@ struct Tile {
     int batch, head, row;    // row: of the first query, in its sequence
     int queries, keys;       // lengths of the sequence
     int query_at, key_at;    // where its rows begin in the tensors
-    int blocks, whole;       // key blocks to visit; of these, the first `whole` need no mask
+    int first, blocks;       // key blocks to visit: from blocks - 1 down to first
+    int whole;               // blocks below this one need no mask
+    int part;                // which part of all split tiles' this is; -1: a whole tile
 };
+
+DEVICE int work_items(const Arguments& a) {
+    const int tiles = a.batch * a.heads * a.row_blocks;
+    return SPLIT ? tiles + a.split_tiles * (a.parts - 1) : tiles;
+}
 
 // Which of a sequence of work this block takes, and how many blocks (or clusters) there are.
 DEVICE int first_tile() { return blockIdx.x / CLUSTER; }
@@ -123,6 +144,14 @@ DEVICE int tile_stride() { return gridDim.x / CLUSTER; }
 // Tiles in order: groups of heads whose K and V fit L2; within a group the longest first.
 DEVICE Tile tile_of(int index, const Arguments& a) {
     const int heads = a.batch * a.heads;
+    int part = -1;
+    if (SPLIT) {
+        const int split_from = heads * a.row_blocks - a.split_tiles;
+        if (index >= split_from) {
+            part = index - split_from;
+            index = split_from + part / a.parts;
+        }
+    }
     const int first = index / (a.heads_at_once * a.row_blocks) * a.heads_at_once;
     const int here = min(a.heads_at_once, heads - first);
     const int rest = index - first * a.row_blocks;
@@ -156,6 +185,13 @@ DEVICE Tile tile_of(int index, const Arguments& a) {
     }
     t.whole = seen_first / BLOCK_N;
     t.blocks = (seen_last + BLOCK_N - 1) / BLOCK_N;
+    t.first = 0;
+    t.part = part;
+    if (SPLIT && part >= 0) {
+        const int all = t.blocks, mine = part % a.parts;
+        t.first = all * mine / a.parts;
+        t.blocks = all * (mine + 1) / a.parts;
+    }
     return t;
 }
 
@@ -176,6 +212,7 @@ struct Shared {
     u32 q, k, v;
     u32 q_full, q_empty, k_full, k_empty, v_full, v_empty;
     u32 tile;  // the tile's index beside each q_full, 4 bytes each
+    u32 told;  // a word for each warpgroup
 };
 
 // One thread loads everything, in the order in which it is needed: the keys of a block, then the
@@ -185,7 +222,7 @@ DEVICE void produce(const TensorMap* q_map, const TensorMap* k_map, const Tensor
     tensor_map_prefetch(q_map);
     tensor_map_prefetch(k_map);
     tensor_map_prefetch(v_map);
-    const int tiles = a.batch * a.heads * a.row_blocks;
+    const int tiles = work_items(a);
     int* counters = reinterpret_cast<int*>(a.counters);
     Ring<Q_STAGES> q_ring;
     Ring<STAGES> k_ring, v_ring;
@@ -245,7 +282,7 @@ DEVICE void produce(const TensorMap* q_map, const TensorMap* k_map, const Tensor
     };
 
     Tile t, older;
-    bool owed = false;  // the values of block 0 of `older`
+    bool owed = false;  // the values of the last block of `older`
     for (int index = first_tile(), next; index < tiles; index = next) {
         next = DYNAMIC ? tile_stride() + atomicAdd(counters, 1) : index + tile_stride();
         t = tile_of(index, a);
@@ -254,15 +291,15 @@ DEVICE void produce(const TensorMap* q_map, const TensorMap* k_map, const Tensor
         if (t.blocks > 0) load_k(t.blocks - 1, t);
         for (int w = 1; w < WARPGROUPS; ++w) load_q(w, index, t);
         q_ring.next();
-        if (owed) load_v(0, older);
-        for (int block = t.blocks - 1; block > 0; --block) {
+        if (owed) load_v(older.first, older);
+        for (int block = t.blocks - 1; block > t.first; --block) {
             load_k(block - 1, t);
             load_v(block, t);
         }
         owed = t.blocks > 0;
         older = t;
     }
-    if (owed) load_v(0, older);
+    if (owed) load_v(older.first, older);
     for (int w = 0; w < WARPGROUPS; ++w) load_q(w, -1, t);
     if (DYNAMIC) {
         // The last block to leave puts the counters back for the next launch.
@@ -348,7 +385,8 @@ struct Softmax {
 };
 
 // 2^x, x at most a few: x = i + f, a polynomial of f in [-1/2, 1/2] (minimax; relative error
-// 7.5e-5, and 2.6e-6 for fp16: far below the rounding that follows), i added to the exponent. Below 2^-120 it stays there: not for masked scores. NaN comes out as NaN or infinite.
+// 7.5e-5, and 2.6e-6 for fp16: far below the rounding that follows), i added to the exponent.
+// Below 2^-120 it stays there: not for masked scores. NaN comes out as NaN or infinite.
 DEVICE float exp2_polynomial(float x) {
     constexpr float ROUND = 12582912.0f;  // 1.5 * 2^23: the sum's low bits are x rounded
     x = maximum_nan(x, -120.0f);
@@ -529,6 +567,58 @@ DEVICE void clear(Output& out) {
     for (int i = 0; i < VALUE_DIM / 2; ++i) out[i] = 0.0f;
 }
 
+// Leaves this part where the others find it. True for the last of a tile's parts to come here,
+// which then has their sum; the sum runs over the parts in their order, whoever comes last.
+DEVICE bool add_parts(Output& out, Softmax& state, const Tile& t, const Arguments& a,
+                      u32 warpgroup, u32 told) {
+    constexpr int EACH = VALUE_DIM / 2 + 4;  // values a thread
+    const u32 thread = threadIdx.x % 128;
+    const int tile = t.part / a.parts;
+    float* all = reinterpret_cast<float*>(a.partials) + thread;
+    auto part_at = [&](int part) {
+        return all + static_cast<long long>(part * WARPGROUPS + warpgroup) * EACH * 128;
+    };
+    float* mine = part_at(t.part);
+#pragma unroll
+    for (int i = 0; i < VALUE_DIM / 2; ++i) mine[i * 128] = out[i];
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+        mine[(VALUE_DIM / 2 + h) * 128] = state.top[h];
+        mine[(VALUE_DIM / 2 + 2 + h) * 128] = state.total[h];
+    }
+    __threadfence();
+    barrier_wait(8 + warpgroup, 128);
+    int* arrived = reinterpret_cast<int*>(a.counters) + 2 + tile * WARPGROUPS + warpgroup;
+    if (thread == 0) shared_store(told + 4 * warpgroup, atomicAdd(arrived, 1));
+    barrier_wait(8 + warpgroup, 128);
+    if (shared_load(told + 4 * warpgroup) != a.parts - 1) return false;
+    __threadfence();
+    if (thread == 0) *arrived = 0;
+    float top[2] = {-infinity(), -infinity()};
+    for (int i = 0; i < a.parts; ++i) {
+        const volatile float* part = part_at(tile * a.parts + i);
+#pragma unroll
+        for (int h = 0; h < 2; ++h) top[h] = fmaxf(top[h], part[(VALUE_DIM / 2 + h) * 128]);
+    }
+    state.total[0] = state.total[1] = 0.0f;
+    clear(out);
+    for (int i = 0; i < a.parts; ++i) {
+        const volatile float* part = part_at(tile * a.parts + i);
+        float scale[2];
+#pragma unroll
+        for (int h = 0; h < 2; ++h) {
+            const float base = top[h] == -infinity() ? 0.0f : top[h];
+            scale[h] = exp2_fast((part[(VALUE_DIM / 2 + h) * 128] - base) * a.scale_log2);
+            state.total[h] =
+                fmaf(part[(VALUE_DIM / 2 + 2 + h) * 128], scale[h], state.total[h]);
+        }
+#pragma unroll
+        for (int j = 0; j < VALUE_DIM / 2; ++j)
+            out[j] = fmaf(part[j * 128], scale[j / 2 % 2], out[j]);
+    }
+    return true;
+}
+
 DEVICE void consume(u32 warpgroup, const Arguments& a, const Shared& s) {
     const u32 warp = warp_index() % 4, lane = lane_index(), column = lane % 4;
     const int row_in_tile = 64 * warpgroup + 16 * warp + lane / 4;
@@ -562,7 +652,7 @@ DEVICE void consume(u32 warpgroup, const Arguments& a, const Shared& s) {
         }
         return true;
     };
-    // After the product of block 0, which is the last that reads Q.
+    // After the product of the last block, which is the last that reads Q.
     auto queries_read = [&] {
         if (!Q_REGISTERS) release(s.q_empty + 8 * q_slot);
     };
@@ -620,7 +710,7 @@ DEVICE void consume(u32 warpgroup, const Arguments& a, const Shared& s) {
     };
     auto step = [&](auto masked, int block) {
         products(t, block + 1);
-        if (block == 0) queries_read();
+        if (block == t.first) queries_read();
         if (decltype(masked)::value) mask_block(t, block);
         weigh<decltype(masked)::value>(scores, state, a.scale_log2);
         finish(scores, state);
@@ -631,7 +721,7 @@ DEVICE void consume(u32 warpgroup, const Arguments& a, const Shared& s) {
     // The first block of a tile, with nothing or with the last values of the tile before under it.
     auto weigh_first = [&] {
         const int block = t.blocks - 1;
-        if (block == 0) queries_read();
+        if (block == t.first) queries_read();
         if (block >= t.whole) mask_block(t, block);
         state = {{-infinity(), -infinity()}, {0.0f, 0.0f}, {1.0f, 1.0f}, false};
         weigh<true>(scores, state, a.scale_log2);
@@ -660,30 +750,31 @@ DEVICE void consume(u32 warpgroup, const Arguments& a, const Shared& s) {
         bool joined;  // to the next tile, without draining
         do {
             int block = t.blocks - 2;
-            for (; block >= t.whole; --block) step(Constant<true>{}, block);
-            for (; block >= 0; --block) step(Constant<false>{}, block);
+            for (; block >= max(t.whole, t.first); --block) step(Constant<true>{}, block);
+            for (; block >= t.first; --block) step(Constant<false>{}, block);
             const Tile older = t;
             joined = false;
             if (CONTINUOUS) {
                 some = fetch();
-                joined = some && t.blocks > 0;
+                joined = some && t.blocks > 0 && older.part < 0;  // parts end with more work
             }
             if (joined) {
                 const Softmax ended = state;
-                products(older, 0);
+                products(older, older.first);
                 weigh_first();
                 values_added();
                 round_weights(p, scores);
                 store(out, ended, older, a, older.row + row_in_tile, column);
                 clear(out);
             } else {
-                wait_v(older, 0);
+                wait_v(older, older.first);
                 registers_pin(p);
                 registers_pin(out);
                 wgmma_fence();
                 multiply_pv(out, p, v_matrix());
                 values_added();
-                store(out, state, older, a, older.row + row_in_tile, column);
+                if (!SPLIT || older.part < 0 || add_parts(out, state, older, a, warpgroup, s.told))
+                    store(out, state, older, a, older.row + row_in_tile, column);
             }
         } while (joined);
         if (!CONTINUOUS) some = fetch();
@@ -706,6 +797,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     s.v_full = s.k_empty + 8 * STAGES;
     s.v_empty = s.v_full + 8 * STAGES;
     s.tile = s.v_empty + 8 * STAGES;
+    s.told = s.tile + 4 * Q_SLOTS;
     s.q = base + BARRIER_BYTES;
     s.k = s.q + Q_SLOTS * Q_BYTES;
     s.v = s.k + STAGES * K_BYTES;

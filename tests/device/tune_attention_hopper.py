@@ -5,7 +5,7 @@
 ``check`` first runs every variant with waits that trap instead of hanging. Each shape's variants
 are sampled in turn, as CUDA graphs, with the L2 emptied before each; TFLOP/s, the fastest first.
 ZENREPRO_FA3_LIBRARY names a built FlashAttention-3. ``only`` keeps variants of these names. A
-variant takes NVRTC some 7 s of one core, twice (causal and full), and once more each with ``check``.
+variant takes NVRTC some 7 s of one core, twice (causal, full), and twice more with ``check``.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import torch
 
 from zenrepro.ops import nvrtc
 from zenrepro.ops.attention import torch_fa3, torch_fa3_package, torch_sdpa_cudnn
-from zenrepro.ops.attention.torch_fa3 import Variant
+from zenrepro.ops.attention.fa3_variant import Variant
 
 SHAPES = ((4, 4096, 32, 32), (1, 16384, 32, 32), (4, 4096, 32, 8))  # batch, length, heads, kv heads
 DIMS = {"64": (64, 64), "128": (128, 128), "192": (192, 128), "fp8": (128, 128)}
@@ -53,7 +53,7 @@ def variants(name: str) -> dict[str, Variant]:
         "drain": {"continuous": False}, "eager": {"lazy_rescale": False},
         "no-turns": {"ping_pong": False}, "static": {"dynamic": False},
         "cluster": {"dynamic": False, "cluster": 2}, "poly4": {"polynomial": 4},
-        "qr": {"q_registers": True},
+        "qr": {"q_registers": True}, "split": {"split": True},
     }  # fmt: skip
     best = middle._replace(block_n={64: 128, 128: 128, 192: 112}[head_dim])
     for name, change in plain.items():
@@ -69,6 +69,7 @@ def variants(name: str) -> dict[str, Variant]:
         found["n128-poly3"] = best._replace(polynomial=3)
     if head_dim == 128:
         found["n176-drain"] = best._replace(block_n=176, continuous=False)
+        found["n128-qr-split"] = best._replace(q_registers=True, split=True)
         found["n144-qr"] = best._replace(block_n=144, q_registers=True)
         found["n128-qr-cluster"] = best._replace(q_registers=True, cluster=2, dynamic=False)
         for n in (160, 176):

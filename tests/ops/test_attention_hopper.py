@@ -9,7 +9,8 @@ import torch
 
 from zenrepro.ops import nvrtc
 from zenrepro.ops.attention import torch_fa3
-from zenrepro.ops.attention.torch_fa3 import SOURCE, Variant, variant
+from zenrepro.ops.attention.fa3_variant import SERVED, Variant, variant
+from zenrepro.ops.attention.torch_fa3 import SOURCE
 
 pytest.importorskip("cuda.bindings.nvrtc", reason="cuda-bindings, NVRTC's Python side, is absent")
 
@@ -56,7 +57,7 @@ def test_exponentials_run_before_the_wait_for_the_product_that_they_hide_under()
 
 
 def test_every_served_size_fits_shared_memory() -> None:
-    for wide, out in torch_fa3.SERVED:
+    for wide, out in SERVED:
         for causal in (False, True):
             chosen = variant(wide, out, causal=causal, varlen=False, dtype="bf16")
             assert chosen.shared_bytes <= SHARED_LIMIT

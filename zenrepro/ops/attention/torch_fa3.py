@@ -11,10 +11,11 @@ from __future__ import annotations
 import ctypes
 import math
 from functools import cache
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from zenrepro.ops import nvrtc
 from zenrepro.ops.attention import arguments, tile_counters
+from zenrepro.ops.attention.fa3_variant import Variant, split, variant
 
 if TYPE_CHECKING:
     import torch
@@ -22,111 +23,7 @@ if TYPE_CHECKING:
 SOURCE, KERNEL = "cuda/attention_hopper.cu", "attention_hopper"
 VALUES_SOURCE, VALUES_KERNEL = "cuda/values_e4m3.cu", "values_e4m3"
 FORMATS = ("bf16", "fp16", "fp8_e4m3")
-SERVED = (  # (head_dim, value_dim) that kernels are compiled for
-    (64, 64),
-    (128, 128),
-    (192, 128),
-)
 _L2_BYTES = 32 * 2**20  # keys and values that are meant to stay in L2 (an H200 has 50 MiB)
-
-
-class Variant(NamedTuple):
-    """How one kernel is compiled: its macros. ``warpgroups`` that compute (64 rows each),
-    ``block_n`` keys a step, ``stages`` of keys and of values and ``q_stages`` of queries in shared
-    memory. The rest are schedules, each beside its plain twin (the kernel says what they do)."""
-
-    head_dim: int
-    value_dim: int
-    causal: bool
-    varlen: bool
-    dtype: str  # BF16, F16 or E4M3
-    warpgroups: int
-    block_n: int
-    stages: int
-    q_stages: int = 1
-    ping_pong: bool = True
-    continuous: bool = True
-    lazy_rescale: bool = True
-    dynamic: bool = True
-    q_registers: bool = False
-    cluster: int = 1
-    polynomial: int = 0
-
-    @property
-    def defines(self) -> nvrtc.Defines:
-        """The macros."""
-        return (
-            ("HEAD_DIM", self.head_dim),
-            ("VALUE_DIM", self.value_dim),
-            ("CAUSAL", int(self.causal)),
-            ("VARLEN", int(self.varlen)),
-            ("DTYPE", self.dtype),
-            ("WARPGROUPS", self.warpgroups),
-            ("BLOCK_N", self.block_n),
-            ("STAGES", self.stages),
-            ("Q_STAGES", self.q_stages),
-            ("PINGPONG", int(self.ping_pong)),
-            ("CONTINUOUS", int(self.continuous)),
-            ("LAZY_RESCALE", int(self.lazy_rescale)),
-            ("DYNAMIC", int(self.dynamic)),
-            ("Q_REGISTERS", int(self.q_registers)),
-            ("CLUSTER", self.cluster),
-            ("POLYNOMIAL", self.polynomial),
-        )
-
-    @property
-    def rows(self) -> int:
-        """Query rows a tile."""
-        return 64 * self.warpgroups
-
-    @property
-    def threads(self) -> int:
-        """Of a block: the warpgroups that compute and the one that loads."""
-        return 128 * (self.warpgroups + 1)
-
-    @property
-    def shared_bytes(self) -> int:
-        """Dynamic shared memory: barriers, Q, the stages, and room to align."""
-        if self.dtype == "E4M3":  # rows of 128 bytes whatever the head size
-            wide, values = -(-self.head_dim // 128) * 128, self.value_dim
-        else:
-            wide, values = self.head_dim * 2, self.value_dim * 2
-        stage = self.block_n * (wide + values)
-        return 1024 + 1024 + self.q_stages * self.rows * wide + self.stages * stage
-
-
-def variant(head_dim: int, value_dim: int, *, causal: bool, varlen: bool, dtype: str) -> Variant:
-    """The kernel for these sizes and this dtype ("bf16", "fp16" or "fp8_e4m3").
-
-    Blocks and stages are what registers and shared memory hold; none is measured yet
-    (``tests/device/tune_attention_hopper.py``). 128 keys divide the usual lengths, make a causal
-    tile's diagonal one block and leave room to have the next queries there before their turn; 176
-    read Q from shared memory less often.
-
-    Raises ValueError for sizes beyond the largest.
-    """
-    fitting = [pair for pair in SERVED if head_dim <= pair[0] and value_dim <= pair[1]]
-    if not fitting or head_dim % 8 or value_dim % 8:
-        raise ValueError(
-            "q: wants head_dim/value_dim up to 128/128 or 192/128, multiples of 8, "
-            f"got {head_dim}/{value_dim}"
-        )
-    wide, out = fitting[0]
-    name = {"bf16": "BF16", "fp16": "F16", "fp8_e4m3": "E4M3"}[dtype]
-    if name == "E4M3":
-        if varlen:
-            raise ValueError("q: wants torch.bfloat16 or torch.float16 when packed, got fp8_e4m3")
-        if head_dim % 16 or value_dim % 16:
-            raise ValueError(
-                f"q: wants head_dim/value_dim that are multiples of 16, got {head_dim}/{value_dim}"
-            )
-        return Variant(wide, out, causal, varlen, name, 2, 128, 3, 2)
-    block_n, stages, q_stages = {
-        (64, 64): (128, 4, 2),
-        (128, 128): (128, 2, 2) if causal or varlen else (176, 2, 1),
-        (192, 128): (128, 2, 1),
-    }[wide, out]
-    return Variant(wide, out, causal, varlen, name, 2, block_n, stages, q_stages)
 
 
 class _Arguments(ctypes.Structure):
@@ -137,6 +34,7 @@ class _Arguments(ctypes.Structure):
         ("cu_seqlens_q", ctypes.c_uint64),
         ("cu_seqlens_k", ctypes.c_uint64),
         ("counters", ctypes.c_uint64),
+        ("partials", ctypes.c_uint64),
         ("output_batch_stride", ctypes.c_int64),
         ("output_row_stride", ctypes.c_int64),
         ("output_head_stride", ctypes.c_int64),
@@ -150,6 +48,8 @@ class _Arguments(ctypes.Structure):
         ("value_dim", ctypes.c_int),
         ("row_blocks", ctypes.c_int),
         ("heads_at_once", ctypes.c_int),
+        ("split_tiles", ctypes.c_int),
+        ("parts", ctypes.c_int),
         ("scale_log2", ctypes.c_float),
         ("value_scale", ctypes.c_float),
     ]
@@ -259,7 +159,6 @@ def run(
         output=out.data_ptr(),
         cu_seqlens_q=offsets[0].data_ptr() if offsets else 0,
         cu_seqlens_k=offsets[1].data_ptr() if offsets else 0,
-        counters=0,
         output_batch_stride=out.stride(0),
         output_row_stride=out.stride(1),
         output_head_stride=out.stride(2),
@@ -276,10 +175,18 @@ def run(
         scale_log2=scale * math.log2(math.e),
         value_scale=value_scale,
     )
+    blocks = min(tiles, _processors(q.device.index) // cluster)
+    given.split_tiles, given.parts = split(chosen, tiles, blocks, cache_len)
     with torch.cuda.device(q.device):
         stream = torch.cuda.current_stream().cuda_stream
         counters = tile_counters.take(q.device.index, stream) if chosen.dynamic else None
         given.counters = counters.data_ptr() if counters is not None else 0
+        if given.split_tiles:
+            floats = chosen.warpgroups * (chosen.value_dim // 2 + 4) * 128
+            partials = torch.empty(
+                given.split_tiles * given.parts, floats, dtype=torch.float32, device=q.device
+            )
+            given.partials = partials.data_ptr()
         if chosen.dtype == "E4M3":
             transposed = _transposed(v, stream)
             width = 128 if chosen.block_n % 128 == 0 else 64
@@ -293,7 +200,7 @@ def run(
         kernel = nvrtc.function(SOURCE, KERNEL, defines=chosen.defines)
         nvrtc.launch(
             kernel,
-            (min(tiles, _processors(q.device.index) // cluster) * cluster, 1, 1),
+            (blocks * cluster, 1, 1),
             (chosen.threads, 1, 1),
             chosen.shared_bytes,
             stream,
