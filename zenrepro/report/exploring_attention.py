@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from zenrepro import stats
@@ -54,23 +54,33 @@ def cache_table(models: Mapping[str, Architecture], batch: int = 32, seq_len: in
     return Grid(["model", "cache", "kB a token", held, "times the latent"], rows)
 
 
+def not_run(records: Sequence[Record]) -> Grid:
+    """Implementations without a number, and why: each reason once, with how many cases have it."""
+    found: dict[tuple[str, str, str], int] = {}
+    for record in records:
+        if record.quantity == "time" and not record.samples:
+            key = (record.implementation, str(record.status), record.reason or "")
+            found[key] = found.get(key, 0) + 1
+    rows = [[name, status, count, reason] for (name, status, reason), count in found.items()]
+    return Grid(["implementation", "status", "cases", "reason"], rows)
+
+
 def by_batch(records: Sequence[Record], phase: str = "decode") -> Drawing:
-    """Time of a call against the batch, other sizes being equal; series of two batches or more."""
+    """Time of a call against the batch, other sizes being equal: those with the most batches."""
     chosen = [r for r in _times(records) if r.conditions.get("phase") == phase]
-    return _series(chosen, "batch", "sequences in a batch", _named)
+    return _series(chosen, "batch", "sequences in a batch", {})
 
 
 def by_queries(
     records: Sequence[Record], predicted: Mapping[str, Mapping[int, float]] | None = None
 ) -> Drawing:
-    """Time of a prefill against its query tokens over the same prefix, by form.
+    """Time of a prefill against its query tokens over the same prefix, the one with the most.
 
     ``predicted``: seconds by form and query tokens, drawn as thin lines.
     """
     chosen = [r for r in _times(records) if r.conditions.get("op") == "mla_prefill"]
-    return _series(
-        chosen, "query_len", "query tokens over the same prefix", _named, predicted or {}
-    )
+    chosen = [r for r in chosen if r.metric == "call"]
+    return _series(chosen, "query_len", "query tokens over the same prefix", predicted or {})
 
 
 def against_peers(records: Sequence[Record], found: Ceilings, op: str) -> Grid:
@@ -116,18 +126,6 @@ def _times(records: Sequence[Record]) -> list[Record]:
     return [r for r in records if r.quantity == "time" and r.status in _SHOWN]
 
 
-def _named(record: Record, given: Mapping[str, Any]) -> str:
-    """A series in words: the implementation and what tells it from its neighbours."""
-    words = {
-        "cache_len": "{} tokens",
-        "kv_heads": "{} KV heads",
-        "dtype": "{}",
-        "heads": "{} heads",
-    }
-    said = [form.format(given[key]) for key, form in words.items() if key in given]
-    return ", ".join([record.implementation.replace("_", " "), *said])
-
-
 def _case(given: Mapping[str, Any], varied: set[str]) -> str:
     """What tells a case from the others of its table."""
     return " ".join(f"{key}={value}" for key, value in sorted(given.items()) if key in varied)
@@ -137,31 +135,31 @@ def _series(
     records: list[Record],
     across: str,
     label: str,
-    named: Callable[[Record, Mapping[str, Any]], str],
-    predicted: Mapping[str, Mapping[int, float]] | None = None,
+    predicted: Mapping[str, Mapping[int, float]],
 ) -> Drawing:
-    """Medians with their intervals: a line for each implementation and set of other conditions."""
+    """Medians with their intervals, a line an implementation, all other sizes being equal."""
     from zenrepro.report import style
 
-    found: dict[tuple[str, tuple[tuple[str, Any], ...]], dict[int, Record]] = {}
+    found: dict[tuple[tuple[str, Any], ...], dict[str, dict[int, Record]]] = {}
     for record in records:
         given = _sized(record.conditions)
-        if across not in given:
-            continue
-        rest = {k: v for k, v in given.items() if k not in (across, "tokens", "seq_len")}
-        key = (record.implementation, tuple(sorted(rest.items())))
-        found.setdefault(key, {})[int(given[across])] = record
-    series = {key: points for key, points in found.items() if len(points) > 1}
-    if not series:
+        if across in given:
+            rest = {k: v for k, v in given.items() if k not in (across, "tokens", "seq_len")}
+            lines = found.setdefault(tuple(sorted(rest.items())), {})
+            lines.setdefault(record.implementation, {})[int(given[across])] = record
+    rest_of, series = max(
+        found.items(), key=lambda item: len({x for p in item[1].values() for x in p}),
+        default=((), {}),
+    )  # fmt: skip
+    ticks = sorted({x for points in series.values() for x in points})
+    if len(ticks) < 2:
         return _empty()
-    rests = [dict(rest) for _, rest in series]
-    varied = {k for rest in rests for k in rest if len({r.get(k) for r in rests}) > 1}
     with style.paper():
         import matplotlib.pyplot as plt
 
-        height = 2.4 + 0.17 * -(-len(series) // 2)
+        height = 2.6 + 0.17 * -(-len(series) // 4)
         figure, axis = plt.subplots(figsize=(style.TEXT_WIDTH_IN, height), layout="constrained")
-        for place, ((_, others), points) in enumerate(series.items()):
+        for place, (name, points) in enumerate(series.items()):
             xs = sorted(points)
             seen = [stats.summarise(points[x].samples) for x in xs]
             scale = unit(points[xs[0]].unit).factor * 1e3
@@ -172,25 +170,31 @@ def _series(
                 marker=style.MARKERS[place % len(style.MARKERS)], markersize=4, linewidth=0.8,
                 color=style.GREYS[place % len(style.GREYS)],
                 linestyle=("-", "--", ":", "-.")[place % 4],
-                label=style.plain(
-                    named(points[xs[0]], {k: v for k, v in others if k in varied})
-                ),
+                label=style.plain(name.replace("_", " ")),
             )  # fmt: skip
-        for name, values in (predicted or {}).items():
+        for name, values in predicted.items():
             xs = sorted(values)
-            if not xs:
-                continue
-            axis.plot(xs, [values[x] * 1e3 for x in xs], color="0.75", linewidth=0.7)
-            axis.annotate(name, (xs[-1], values[xs[-1]] * 1e3), fontsize=7, color="0.45")
+            if xs:
+                axis.plot(xs, [values[x] * 1e3 for x in xs], color="0.75", linewidth=0.7)
+                axis.annotate(name, (xs[-1], values[xs[-1]] * 1e3), fontsize=7, color="0.45")
         axis.set_xscale("log", base=2)
         axis.set_yscale("log")
-        ticks = sorted({x for points in series.values() for x in points})
         axis.set_xticks(ticks, [str(x) for x in ticks])
         axis.minorticks_off()
         axis.set_xlabel(label)
         axis.set_ylabel("ms a call")
-        figure.legend(loc="outside lower center", ncols=2)
+        axis.set_title(style.plain(_title(dict(rest_of))))
+        figure.legend(loc="outside lower center", ncols=4)
         return Drawing(_svg(figure))
+
+
+def _title(given: Mapping[str, Any]) -> str:
+    """The sizes that all points of a figure share."""
+    words = {
+        "batch": "batch {}", "query_len": "{} query", "cache_len": "{} tokens", "heads": "{} heads",
+        "kv_heads": "{} KV heads", "head_dim": "{} wide", "format": "{} cache", "dtype": "{}",
+    }  # fmt: skip
+    return ", ".join(form.format(given[key]) for key, form in words.items() if key in given)
 
 
 def _sized(given: Mapping[str, Any]) -> dict[str, Any]:
