@@ -23,8 +23,8 @@ from zenrepro.ops.mla.table import load
 
 # XLA compiles each shape anew: these stand for all.
 FEW = (
-    "smoke_decode", "smoke_verify", "smoke_prefill", "one_row", "one_more", "ragged", "heads_40",
-    "tokens_8", "fp8_ragged", "chunk", "full",
+    "smoke_verify", "smoke_fp8", "smoke_prefill", "one_row", "one_more", "ragged", "heads_40",
+    "tokens_8", "chunk",
 )  # fmt: skip
 
 
@@ -58,9 +58,8 @@ def wanted(case: Case, dtype: str) -> Any:
 
 
 def cases(entry: Entry, dtype: str) -> list[Case]:
-    if dtype != "fp32":
-        return [c for c in CASES["smoke"] if c.phase in entry.needs.phases]
-    listed = [c for c in (*CASES["smoke"], *CONTRACT) if c.phase in entry.needs.phases]
+    every = CASES["smoke"] if dtype != "fp32" else (*CASES["smoke"], *CONTRACT)
+    listed = [c for c in every if c.phase in entry.needs.phases]
     return [c for c in listed if c.name in FEW] if entry.backend == "jax" else listed
 
 
