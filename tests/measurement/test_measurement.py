@@ -212,6 +212,28 @@ def test_implementations(named, measured, names, runs):
     assert relaxed.relaxed == ({} if runs else {"implementation": measured})
 
 
+def test_a_reading_may_name_another_implementation_and_metric():
+    fused = claim(
+        "c", "1,000", implementation="fused",
+        readings=[
+            {"text": "all of it", "conditions": {"op": "mla_prefill"}},
+            {"text": "a part", "implementation": "plain", "metric": "part",
+             "conditions": {"op": "mla_prefill"}},
+        ],
+    )  # fmt: skip
+    names = {"fused": ["torch.fused"], "plain": ["torch.fa3"]}
+    mla = {**POINT, "op": "mla_prefill"}
+    # What another implementation does as the claim stands says nothing of it.
+    assert verdict(fused, record(1000, implementation="torch.fa3"), names=names).value is None
+    part = record(1000, implementation="torch.fa3", metric="part", conditions=mla)
+    found = verdict(fused, part, names=names)
+    assert (found.verdict, found.reading) == ("reproduced", "a part")
+    whole = record(400, implementation="torch.fused", conditions=mla)
+    found = verdict(fused, whole, names=names)
+    assert (found.verdict, found.reading) == ("not reproduced", "all of it")
+    assert verdict(fused, whole, part, names=names).reading == "a part"
+
+
 def test_a_reading_may_hold_where_the_words_do_not():
     given = claim(
         "c", "1,001",
