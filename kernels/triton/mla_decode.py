@@ -135,25 +135,31 @@ def softmax_step(scores, visible, maximum, total, scale_log2, AXIS: tl.constexpr
 
 @triton.jit
 def schedule(seqlens, batch, pages, programs, least, KEYS: tl.constexpr, BATCH: tl.constexpr):
-    """Tiles of each sequence, where they end among the batch's, and tiles a program.
+    """How a batch's tiles are dealt out: program p has p x run to (p + 1) x run of their row.
 
-    The batch's tiles, one sequence after the other, are dealt out in equal runs, so that ragged
-    lengths keep all programs equally busy; a run is no shorter than ``least``. Program p has tiles
-    p x run to (p + 1) x run. BATCH is a power of two that holds all sequences.
+    Lengths that differ: one sequence after the other, so that all runs are equally long whatever
+    the lengths. That cuts nearly every sequence once more than there are programs for it, and a cut
+    costs a part to write and read; so where all sequences are about as long, each takes the same
+    whole number of runs. A run is no shorter than ``least``. Gives each sequence's index, tiles,
+    first place in the row, end there, and the run. BATCH is a power of two that holds them all.
     """
     each = tl.arange(0, BATCH)
     length = tl.load(seqlens + each, mask=each < batch, other=0)
     tiles = tl.cdiv(tl.minimum(tl.maximum(length, 0), pages * PAGE), KEYS)
-    ends = tl.cumsum(tiles, 0)
+    longest = tl.max(tiles, 0)
     run = tl.maximum(tl.cdiv(tl.sum(tiles, 0), programs), least)
-    return each, tiles, ends, run
+    even = tl.maximum(tl.cdiv(longest, tl.maximum(programs // batch, 1)), least)
+    aligned = (programs >= batch) & (even <= run + run // 8 + 1)
+    places = tl.where(aligned & (each < batch), tl.cdiv(longest, even) * even, tiles)
+    ends = tl.cumsum(places, 0)
+    return each, tiles, ends - places, ends, tl.where(aligned, even, run)
 
 
 @triton.jit
-def share(each, tiles, ends, run, program, sequence):
+def share(each, tiles, starts, run, program, sequence):
     """Of a sequence: the tiles from, up to which a program walks it, and how many there are."""
     all_tiles = tl.sum(tl.where(each == sequence, tiles, 0), 0)
-    start = tl.sum(tl.where(each == sequence, ends, 0), 0) - all_tiles
+    start = tl.sum(tl.where(each == sequence, starts, 0), 0)
     first = tl.maximum(program * run - start, 0)
     last = tl.minimum((program + 1) * run - start, all_tiles)
     return first, last, all_tiles
@@ -167,7 +173,9 @@ def sequences(ends, run, program):
     return first, tl.sum((ends < high).to(tl.int32), 0) + 1
 
 
-@triton.jit
+@triton.jit(
+    do_not_specialize=["table_batch", "batch", "pages", "page_limit", "tokens", "heads", "least"]
+)
 def decode(
     q,
     cache,
@@ -202,7 +210,9 @@ def decode(
     512] and the logarithm (base 2) of its weight to ``lse`` [slots, rows], in slot program +
     sequence. ``combine`` makes the rest of ``out``."""
     program = tl.program_id(1)
-    each, tiles, ends, run = schedule(seqlens, batch, pages, tl.num_programs(1), least, KEYS, BATCH)
+    each, tiles, starts, ends, run = schedule(
+        seqlens, batch, pages, tl.num_programs(1), least, KEYS, BATCH
+    )
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     row_there = row < tokens * heads
     token = row // heads
@@ -211,7 +221,7 @@ def decode(
     AXIS: tl.constexpr = 0 if KEYS_FIRST else 1  # the keys' axis of the scores
     begin, end = sequences(ends, run, program)
     for sequence in tl.range(begin, end):
-        first, last, all_tiles = share(each, tiles, ends, run, program, sequence)
+        first, last, all_tiles = share(each, tiles, starts, run, program, sequence)
         length = tl.minimum(tl.maximum(tl.load(seqlens + sequence), 0), pages * PAGE)
         seen = length - tokens + token + 1  # keys that a row sees
         place = tl.full((), 0, tl.int64) + sequence
@@ -256,7 +266,9 @@ def decode(
             tl.store(out_rows + tl.expand_dims(column, 1 - AXIS), acc * inverse, mask=there)
 
 
-@triton.jit
+@triton.jit(
+    do_not_specialize=["table_batch", "batch", "pages", "page_limit", "tokens", "heads", "least"]
+)
 def decode_fp8(
     q,
     cache,
@@ -298,7 +310,9 @@ def decode_fp8(
     number for 128 columns of a row: it multiplies products (keys) and weights (values).
     """
     program = tl.program_id(1)
-    each, tiles, ends, run = schedule(seqlens, batch, pages, tl.num_programs(1), least, KEYS, BATCH)
+    each, tiles, starts, ends, run = schedule(
+        seqlens, batch, pages, tl.num_programs(1), least, KEYS, BATCH
+    )
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     row_there = row < tokens * heads
     token = row // heads
@@ -307,7 +321,7 @@ def decode_fp8(
     AXIS: tl.constexpr = 1
     begin, end = sequences(ends, run, program)
     for sequence in tl.range(begin, end):
-        first, last, all_tiles = share(each, tiles, ends, run, program, sequence)
+        first, last, all_tiles = share(each, tiles, starts, run, program, sequence)
         length = tl.minimum(tl.maximum(tl.load(seqlens + sequence), 0), pages * PAGE)
         seen = length - tokens + token + 1  # keys that a row sees
         place = tl.full((), 0, tl.int64) + sequence
@@ -429,7 +443,7 @@ def decode_fp8(
             tl.store(out_rows + 385, acc3_odd * inverse, mask=there)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["batch", "rows", "pages", "programs", "least"])
 def combine(
     parts,
     lse,
@@ -455,9 +469,9 @@ def combine(
     row = tl.program_id(0)
     sequence = tl.program_id(1)
     column = tl.program_id(2) * COLUMNS + tl.arange(0, COLUMNS)
-    each, tiles, ends, run = schedule(seqlens, batch, pages, programs, least, KEYS, BATCH)
-    last = tl.sum(tl.where(each == sequence, ends, 0), 0)
-    first = last - tl.sum(tl.where(each == sequence, tiles, 0), 0)
+    each, tiles, starts, _, run = schedule(seqlens, batch, pages, programs, least, KEYS, BATCH)
+    first = tl.sum(tl.where(each == sequence, starts, 0), 0)
+    last = first + tl.sum(tl.where(each == sequence, tiles, 0), 0)
     count = tl.where(last > first, (last - 1) // run - first // run + 1, 0)
     if count != 1:
         place = tl.full((), 0, tl.int64) + sequence
@@ -487,7 +501,7 @@ def combine(
         )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "tokens", "heads"])
 def absorb(
     q,
     w_uk,
@@ -530,7 +544,7 @@ def absorb(
         tl.store(out_rows + LATENT + rotary_column[None, :], rotary, mask=row_there)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["batch", "tokens", "heads", "pages", "programs", "least"])
 def combine_project(
     attended,
     parts,
@@ -561,10 +575,10 @@ def combine_project(
     row = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
     row_there = row < batch * tokens
     sequence = row // tokens
-    each, tiles, ends, run = schedule(seqlens, batch, pages, programs, least, KEYS, BATCH)
+    each, tiles, starts, _, run = schedule(seqlens, batch, pages, programs, least, KEYS, BATCH)
     own = each[None, :] == sequence[:, None]
-    last = tl.sum(tl.where(own, ends[None, :], 0), 1)
-    first = last - tl.sum(tl.where(own, tiles[None, :], 0), 1)
+    first = tl.sum(tl.where(own, starts[None, :], 0), 1)
+    last = first + tl.sum(tl.where(own, tiles[None, :], 0), 1)
     count = tl.where(last > first, (last - 1) // run - first // run + 1, 0)
     whole = (count == 1)[:, None]
     split_count = tl.where((count > 1) & row_there, count, 0)

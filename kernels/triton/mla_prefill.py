@@ -38,7 +38,7 @@ def narrowed(x, dtype: tl.constexpr, INTERPRETED: tl.constexpr):
     return x.to(dtype)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["queries", "length"])
 def prefill(
     q,
     latent,

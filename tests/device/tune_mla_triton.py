@@ -53,7 +53,7 @@ AMPERE = {
     ),
     True: (
         Cut(16, 32, False, 4, 2, 2), Cut(16, 64, False, 4, 2, 2), Cut(32, 32, False, 8, 3, 1),
-        Cut(32, 32, False, 8, 2, 1),
+        Cut(32, 32, False, 4, 2, 2), Cut(32, 32, False, 8, 2, 1),
     ),
 }  # fmt: skip
 
@@ -134,7 +134,7 @@ def build(part: int) -> None:
     for fp8 in (False, True):
         for batch, heads, length in SHAPES:
             for cut in of(heads, fp8):
-                key = (fp8, heads % 16 == 0, batch == 1, torch_triton.power_of_two(batch), cut)
+                key = (fp8, torch_triton.room(batch), cut)
                 if key in done:
                     continue
                 done.add(key)

@@ -198,7 +198,9 @@ def defect(kernel: str, old: str, new: str, run: dict[str, Any]) -> dict[str, An
             return WORK[run.pop("work")](**run)
 
 
-pairs_of = device_code.triton_module("mla_decode").e4m3_pairs
+kernels = device_code.triton_module("mla_decode")
+pairs_of, schedule = kernels.e4m3_pairs, kernels.schedule
+sequences, share = kernels.sequences, kernels.share
 
 
 @triton.jit
@@ -207,6 +209,43 @@ def _take_apart(words, low, high, COUNT: tl.constexpr, PACKED: tl.constexpr):
     lower, upper = pairs_of(tl.load(words + index), PACKED)
     tl.store(low + index, lower)
     tl.store(high + index, upper)
+
+
+@triton.jit
+def _deal(seqlens, walked, run_length, batch, programs, KEYS: tl.constexpr, BATCH: tl.constexpr):
+    program = tl.program_id(0)
+    each, tiles, starts, ends, run = schedule(seqlens, batch, 100, programs, 1, KEYS, BATCH)
+    tl.store(run_length, run)
+    begin, end = sequences(ends, run, program)
+    for sequence in tl.range(begin, end):
+        first, last, _ = share(each, tiles, starts, run, program, sequence)
+        place = walked + (program * batch + sequence) * 2
+        tl.store(place, first)
+        tl.store(place + 1, last)
+
+
+def dealt(lengths: list[int], programs: int, keys: int = 32) -> dict[str, Any]:
+    """Which tiles each program walks: every one once, in order, no program more than a run."""
+    batch = len(lengths)
+    walked = torch.zeros(programs, batch, 2, dtype=torch.int32)
+    run = torch.zeros(1, dtype=torch.int32)
+    _deal[(programs,)](
+        torch.tensor(lengths, dtype=torch.int32), walked, run, batch, programs,
+        KEYS=keys, BATCH=torch_triton.room(batch),
+    )  # fmt: skip
+    pieces: list[list[int]] = [[] for _ in lengths]
+    slots, loads = [], [0] * programs
+    for program in range(programs):
+        for sequence in range(batch):
+            first, last = walked[program, sequence].tolist()
+            if last > first:
+                pieces[sequence] += range(first, last)
+                slots.append(program + sequence)
+                loads[program] += last - first
+    whole = [list(range(-(-length // keys))) for length in lengths]
+    right = pieces == whole and len(set(slots)) == len(slots) and max(loads) <= int(run)
+    fair = max(-(-sum(map(len, whole)) // programs), 1)
+    return {"passed": right and int(run) <= fair + fair // 8 + 1, "loads": loads}
 
 
 def codes(device: str = "cpu", packed: bool = False) -> dict[str, Any]:
@@ -318,6 +357,7 @@ def inner_loop(listing: str) -> dict[str, int]:
 
 WORK: dict[str, Callable[..., dict[str, Any]]] = {
     "contract": contract, "decode": decode, "prefill": prefill, "defect": defect, "codes": codes,
+    "dealt": dealt,
     "compile": compiled,
 }  # fmt: skip
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -76,7 +77,20 @@ EXTREMES = [
     for fp8 in (False, True)
 ]
 CODES = {"work": "codes"}
-HALVES = decode([70, 40], 2, queries=2, programs=3, cut=CUTS[0])
+_chance = random.Random(0)
+DEALT = [
+    {
+        "work": "dealt",
+        "lengths": [
+            _chance.choice((0, 1, 33, 64, _chance.randint(0, 900))) if uneven else 700
+            for _ in range(_chance.randint(1, 9))
+        ],
+        "programs": _chance.randint(1, 20),
+    }
+    for uneven in (False, True)
+    for _ in range(12)
+]
+HALVES = decode([70, 40], 2, queries=2, programs=4, cut=CUTS[0])
 FP8 = decode([100], 3, fp8=True, dtype="bf16", programs=2)
 TILES = prefill(1, 20, 70, 1)
 DEFECTS = {
@@ -145,7 +159,7 @@ SEEDED = [
     }
     for old, new, run in DEFECTS.values()
 ]
-INTERPRETED = (*CONTRACT, *RAGGED, *EXTREMES, CODES, *SOUND, *SEEDED)
+INTERPRETED = (*CONTRACT, *RAGGED, *EXTREMES, CODES, *DEALT, *SOUND, *SEEDED)
 
 
 @pytest.fixture(scope="module")
@@ -157,14 +171,14 @@ def interpreted() -> dict[str, dict[str, Any]]:
 
 @pytest.mark.parametrize(
     "requests",
-    [CONTRACT, RAGGED, EXTREMES, [CODES]],
-    ids=["contract", "ragged", "extremes", "codes"],
+    [CONTRACT, RAGGED, EXTREMES, [CODES], DEALT],
+    ids=["contract", "ragged", "extremes", "codes", "dealt"],
 )
 def test_interpreted_kernels_are_right(
     interpreted: dict[str, dict[str, Any]], requests: list[dict[str, Any]]
 ) -> None:
     """Through the table's row and the op's gate; in poisoned memory, however they are cut; large
-    and tiny values; every pair of FP8 codes."""
+    and tiny values; every pair of FP8 codes; every tile dealt out once."""
     for request in requests:
         answer = interpreted[json.dumps(request)]
         assert answer["passed"], (request, answer)

@@ -60,7 +60,8 @@ def prefill(
     capability, _ = torch_triton.machine(q.device)
     table = CONFIGURATIONS.get(capability, SMALL_SHARED)
     cut = next((cut for most, cut in table if shape.query_len <= most), table[-1][1])
-    return launch_prefill(q, latent, w_uk, w_uv, causal, shape.scale, cut)
+    with torch_triton.on(q.device):
+        return launch_prefill(q, latent, w_uk, w_uv, causal, shape.scale, cut)
 
 
 def launch_prefill(
@@ -122,11 +123,12 @@ def decode_projected(
     capability, multiprocessors = torch_triton.machine(q.device)
     cut = torch_triton.configuration(capability, tokens * heads, shape.fp8)
     plan = torch_triton.schedule(cut, shape, multiprocessors)
-    absorb(q, w_uk, absorbed)
-    attended = torch_triton.attend(
-        absorbed, cache, block_table, cache_seqlens, shape.scale, cut, plan
-    )
-    return project(*attended, w_uv, cache_seqlens, shape.width, cut, plan)
+    with torch_triton.on(q.device):
+        absorb(q, w_uk, absorbed)
+        attended = torch_triton.attend(
+            absorbed, cache, block_table, cache_seqlens, shape.scale, cut, plan
+        )
+        return project(*attended, w_uv, cache_seqlens, shape.width, cut, plan)
 
 
 def absorb(q: torch.Tensor, w_uk: torch.Tensor, out: torch.Tensor) -> None:
@@ -159,7 +161,7 @@ def project(
     kernels.combine_project[(heads, -(-batch * tokens // rows))](
         attended, parts, lse, cache_seqlens, w_uv, out, *w_uv.stride()[:2], batch, tokens, heads,
         pages, plan.programs, plan.least,
-        KEYS=cut.keys, BATCH=torch_triton.power_of_two(batch), ROWS=rows, CHUNK=128,
+        KEYS=cut.keys, BATCH=torch_triton.room(batch), ROWS=rows, CHUNK=128,
         INTERPRETED=torch_triton.interpreted(), num_warps=4,
     )  # fmt: skip
     return out

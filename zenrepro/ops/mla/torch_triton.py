@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import NamedTuple
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple
 
 import torch
 
@@ -51,7 +52,7 @@ AMPERE: Table = {
         (16, Configuration(16, 32, False, 4, 2, 2)),
         (0, Configuration(32, 32, False, 4, 2, 2)),
     ),
-    True: ((16, Configuration(16, 32, False, 4, 2, 2)), (0, Configuration(32, 32, False, 8, 3, 1))),
+    True: ((16, Configuration(16, 32, False, 4, 2, 2)), (0, Configuration(32, 32, False, 4, 2, 2))),
 }
 SMALL_SHARED: Table = {
     False: (
@@ -94,7 +95,13 @@ def decode(
     capability, multiprocessors = machine(q.device)
     cut = configuration(capability, shape.query_len * shape.heads, shape.fp8)
     plan = schedule(cut, shape, multiprocessors)
-    return launch(q, cache, block_table, cache_seqlens, shape.scale, cut, plan)
+    with on(q.device):
+        return launch(q, cache, block_table, cache_seqlens, shape.scale, cut, plan)
+
+
+def on(device: torch.device) -> AbstractContextManager[Any]:
+    """Triton launches on the current device, which need not be the tensors'."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def check(
@@ -197,7 +204,7 @@ def attend(
         plan.least, scale * LOG2_E,
     )  # fmt: skip
     constants = {
-        "ROWS": cut.rows, "KEYS": cut.keys, "STAGES": cut.stages, "BATCH": power_of_two(batch),
+        "ROWS": cut.rows, "KEYS": cut.keys, "STAGES": cut.stages, "BATCH": room(batch),
         "INTERPRETED": interpreted(), "num_warps": cut.warps,
     }  # fmt: skip
     results = (block_table, cache_seqlens, out, parts, lse)
@@ -239,11 +246,14 @@ def combine(
     columns = LATENT if batch * rows >= machine(out.device)[1] else 128
     kernels.combine[(rows, batch, LATENT // columns)](
         parts, lse, cache_seqlens, out, LATENT, batch, rows, pages, plan.programs, plan.least,
-        KEYS=cut.keys, BATCH=power_of_two(batch), CHUNK=4 if columns == LATENT else 16,
+        KEYS=cut.keys, BATCH=room(batch), CHUNK=4 if columns == LATENT else 16,
         COLUMNS=columns, INTERPRETED=interpreted(), num_warps=4,
     )  # fmt: skip
 
 
-def power_of_two(count: int) -> int:
-    """The least that is not below ``count``, 2 at the least."""
-    return max(2, 1 << (count - 1).bit_length())
+def room(batch: int) -> int:
+    """A power of two that holds all sequences; one of few, since each is compiled for."""
+    size = 16
+    while size < batch:
+        size *= 8
+    return size
