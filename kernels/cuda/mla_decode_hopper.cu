@@ -778,9 +778,11 @@ DEVICE void consume(const Problem& problem, char* shared_pointer, const Plan& pl
             while (true) {
                 bool vote = false;
                 if (warp == 0) {
-                    const bool there = mbarrier_test(published + (1 - group) * 8, before);
-                    const bool landed =
-                        mbarrier_test(own_full + (i == 0 ? ROTARY : i - 1) * 8, parity);
+                    bool there, landed;
+                    do {
+                        there = mbarrier_test(published + (1 - group) * 8, before);
+                        landed = mbarrier_test(own_full + (i == 0 ? ROTARY : i - 1) * 8, parity);
+                    } while (!__any_sync(0xffffffffu, there || landed));
                     vote = (lane == 0 && there) || ((lane == 1 || lane == 2) && landed);
                 }
                 // Lane 0 counts for 1, lanes 1 and 2 for 2.
