@@ -20,7 +20,7 @@ def _locate(n, offs_n, length, table, last_page, PAGE: tl.constexpr, BLOCK_N: tl
     if PAGE == 0:
         return tl.full((), 0, tl.int64), n.to(tl.int64)
     elif PAGE % BLOCK_N == 0:  # noqa: RET505  (a return ends no branch that is left out)
-        page = tl.load(table + n // PAGE)
+        page = tl.load(table + n // PAGE, mask=n < length, other=0)
         page = tl.minimum(tl.maximum(page, 0), last_page)
         return page.to(tl.int64), (n % PAGE).to(tl.int64)
     else:
@@ -68,17 +68,20 @@ def _scores(
 ):  # fmt: skip
     """Q K^T of one tile of keys, [BLOCK_M, BLOCK_N] in fp32; unequal widths as two products."""
     page, row = _locate(n, offs_n, S, table, last_page, PAGE, BLOCK_N)
-    k1 = _tile(
-        k, b, h, n, base, page, row, S - n, stride_page, stride_row, offs_n,
-        0, D1, D, PAGE, BLOCK_N, MASKED, TMA,
-    )  # fmt: skip
-    s = tl.dot(q1, tl.trans(k1), input_precision="ieee")
-    if D2 > 0:
+    if D2 > 0:  # the narrow one first: on Hopper a product that is added to is waited for
         k2 = _tile(
             k_rest, b, h, n, base, page, row, S - n, stride_page, stride_row, offs_n,
             D1, D2, D, PAGE, BLOCK_N, MASKED, TMA,
         )  # fmt: skip
-        s = tl.dot(q2, tl.trans(k2), s, input_precision="ieee")
+        s = tl.dot(q2, tl.trans(k2), input_precision="ieee")
+    k1 = _tile(
+        k, b, h, n, base, page, row, S - n, stride_page, stride_row, offs_n,
+        0, D1, D, PAGE, BLOCK_N, MASKED, TMA,
+    )  # fmt: skip
+    if D2 > 0:
+        s = tl.dot(q1, tl.trans(k1), s, input_precision="ieee")
+    else:
+        s = tl.dot(q1, tl.trans(k1), input_precision="ieee")
     return s
 
 
@@ -130,7 +133,8 @@ def attend(
     LAYOUT: tl.constexpr, PAGE: tl.constexpr, CAUSAL: tl.constexpr, GROUP: tl.constexpr,
     D: tl.constexpr, D1: tl.constexpr, D2: tl.constexpr, DV: tl.constexpr, DV1: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, PACK: tl.constexpr, SPLIT: tl.constexpr,
-    PEEL: tl.constexpr, LAG: tl.constexpr, TMA: tl.constexpr, STAGES: tl.constexpr,
+    PEEL: tl.constexpr, AHEAD: tl.constexpr, Q_REGISTERS: tl.constexpr, TMA: tl.constexpr,
+    STAGES: tl.constexpr,
 ):  # fmt: skip
     """One tile of BLOCK_M query rows of one head, over all keys or over one split of them.
 
@@ -142,7 +146,9 @@ def attend(
     SPLIT: partial [splits, rows, DV] fp32 and partial_lse [splits, rows] in powers of two, where
     row = (token of all) * heads + head; else out, with zeros where no key is seen.
     PEEL: tiles that every row sees whole have a loop of their own, without masks.
-    LAG: the product with V waits one step, so that on Hopper it runs beside the next softmax.
+    AHEAD: the scores of the next tile are asked for before the softmax of this one: on Hopper both
+    products run beside it. Q_REGISTERS: queries stay in registers, not in shared memory, which the
+    tensor cores then read for the keys alone.
     TMA: k, k_rest and v are tensor descriptors of [B, Hkv, S, D] with blocks of [1, 1, BLOCK_N, D1
     or D2 or DV1] (dense only); else pointers, k_rest being k.
     """
@@ -240,59 +246,49 @@ def attend(
             q2_at = q + q_rows[:, None] + d2[None, :]
             q2 = tl.load(q2_at, mask=row_valid[:, None] & (d2 < D)[None, :], other=0.0)
 
+        if Q_REGISTERS:  # Triton leaves a product's left side there only if it is no load's result
+            q1 = q1.to(tl.int16, bitcast=True).to(q.dtype.element_ty, bitcast=True)
+            q2 = q2.to(tl.int16, bitcast=True).to(q.dtype.element_ty, bitcast=True)
         m = tl.full((BLOCK_M,), float("-inf"), tl.float32)
         norm = tl.zeros((BLOCK_M,), tl.float32)
         acc = tl.zeros((BLOCK_M, DV1), tl.float32)
         offs_n = tl.arange(0, BLOCK_N)
         # From the right: the tiles that some row sees in part come first.
         first = low + (blocks - 1) * BLOCK_N
-        if LAG:
-            # Carried as bits: Triton keeps a product's left side in registers only where an
-            # operation of the same loop made it, else it goes through shared memory.
-            BITS: tl.constexpr = tl.int32 if q.dtype.element_ty == tl.float32 else tl.int16
-            bits = tl.zeros((BLOCK_M, BLOCK_N), BITS)
-            correction = tl.full((BLOCK_M,), 1.0, tl.float32)
+        if AHEAD:
+            coming = _scores(
+                q1, q2, k, k_rest, b, kv_head, tl.maximum(first, low), k_base, S, table_row,
+                last_page, stride_kb, stride_ks, offs_n, PAGE, D, D1, D2, BLOCK_N, True, TMA,
+            )  # fmt: skip
         for part in tl.static_range(2 if PEEL else 1):
             begin = blocks - clear if part == 1 else 0
             end = blocks - clear if PEEL and part == 0 else blocks
             for i in tl.range(begin, end, num_stages=STAGES):
                 n = first - i * BLOCK_N
-                s = _scores(
-                    q1, q2, k, k_rest, b, kv_head, n, k_base, S, table_row, last_page,
-                    stride_kb, stride_ks, offs_n, PAGE, D, D1, D2, BLOCK_N, part == 0, TMA,
-                )  # fmt: skip
+                if AHEAD:  # the last step's are of a tile that it has had, and are not used
+                    s = coming
+                    coming = _scores(
+                        q1, q2, k, k_rest, b, kv_head, tl.maximum(n - BLOCK_N, low), k_base, S,
+                        table_row, last_page, stride_kb, stride_ks, offs_n,
+                        PAGE, D, D1, D2, BLOCK_N, True, TMA,
+                    )  # fmt: skip
+                else:
+                    s = _scores(
+                        q1, q2, k, k_rest, b, kv_head, n, k_base, S, table_row, last_page,
+                        stride_kb, stride_ks, offs_n, PAGE, D, D1, D2, BLOCK_N, part == 0, TMA,
+                    )  # fmt: skip
                 if part == 0:  # decided when compiled, as are PEEL and PACK; the last is not
                     if PEEL or PACK:  # noqa: SIM114
                         s = _mask(s, n, offs_n, last_seen)
                     elif i < blocks - clear:
                         s = _mask(s, n, offs_n, last_seen)
-                if LAG:
-                    # The values of the tile before this one. The first step has none: its weights
-                    # are zero, and the product runs beside a softmax that nothing else could.
-                    acc = acc * correction[:, None]
-                    weights = bits.to(q.dtype.element_ty, bitcast=True)
-                    acc = _add_values(
-                        acc, weights, v, b, kv_head, tl.minimum(n + BLOCK_N, first), v_base, S,
-                        table_row, last_page, stride_vb, stride_vs, offs_n,
-                        PAGE, DV, DV1, BLOCK_N, True, TMA,
-                    )  # fmt: skip
                 p, correction, m, norm = _softmax(s, m, norm, scale)
-                weights = p.to(q.dtype.element_ty)
-                if LAG:
-                    bits = weights.to(BITS, bitcast=True)
-                else:
-                    acc = acc * correction[:, None]
-                    acc = _add_values(
-                        acc, weights, v, b, kv_head, n, v_base, S, table_row, last_page,
-                        stride_vb, stride_vs, offs_n, PAGE, DV, DV1, BLOCK_N, part == 0, TMA,
-                    )  # fmt: skip
-        if LAG and blocks > 0:
-            acc = acc * correction[:, None]
-            weights = bits.to(q.dtype.element_ty, bitcast=True)
-            acc = _add_values(
-                acc, weights, v, b, kv_head, low, v_base, S, table_row, last_page,
-                stride_vb, stride_vs, offs_n, PAGE, DV, DV1, BLOCK_N, True, TMA,
-            )  # fmt: skip
+                acc = acc * correction[:, None]
+                acc = _add_values(
+                    acc, p.to(q.dtype.element_ty), v, b, kv_head, n, v_base, S, table_row,
+                    last_page, stride_vb, stride_vs, offs_n,
+                    PAGE, DV, DV1, BLOCK_N, part == 0, TMA,
+                )  # fmt: skip
 
         rows_out = token * heads + t.to(tl.int64) * heads + h.to(tl.int64)
         dv = tl.arange(0, DV1)

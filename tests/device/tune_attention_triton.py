@@ -76,17 +76,18 @@ def candidates(shape: Shape, target: str) -> list[Config]:
             found += [Config(16, n, warps, depth, 3, tma=True) for n, warps, depth in sizes]
     elif target == "sm_90":
         sizes = ((128, 8, 2), (128, 8, 3), (64, 8, 2), (64, 8, 3), (64, 8, 4))
+        forms = ((True, True), (True, False), (False, True), (False, False))
         found += [
-            Config(128, n, warps, depth, lag=lag, tma=True)
-            for (n, warps, depth), lag in itertools.product(sizes, (True, False))
+            Config(128, n, warps, depth, ahead=ahead, q_registers=registers, tma=True)
+            for (n, warps, depth), (ahead, registers) in itertools.product(sizes, forms)
         ]
-        found += [Config(64, 64, 4, 2, lag=True, tma=True), Config(64, 128, 4, 2, tma=True)]
+        found += [Config(64, n, 4, 2, ahead=n < 128, tma=True) for n in (64, 128)]
         found += [torch_fa2.CONFIGS[target, "pointers", width]]
     else:
         sizes = ((128, 64, 4, 3), (128, 64, 8, 3), (128, 32, 4, 3), (128, 32, 8, 4), (64, 64, 4, 3))
         found += [
-            Config(m, n, warps, depth, lag=lag)
-            for (m, n, warps, depth), lag in itertools.product(sizes, (False, True))
+            Config(m, n, warps, depth, ahead=ahead)
+            for (m, n, warps, depth), ahead in itertools.product(sizes, (False, True))
         ]
     return list(dict.fromkeys(found))
 

@@ -37,11 +37,12 @@ def compiled(capability: int, config: Config, width: int, dtype: str = "bf16", *
     constants = {
         "LAYOUT": "dense", "PAGE": 0, "CAUSAL": True, "GROUP": 1, "PACK": False, "SPLIT": False,
         "D": D, "D1": first, "D2": second, "DV": DV, "DV1": DV, "BLOCK_M": config.block_m,
-        "BLOCK_N": config.block_n, "LAG": config.lag, "TMA": config.tma,
+        "BLOCK_N": config.block_n, "AHEAD": config.ahead, "Q_REGISTERS": config.q_registers,
+        "TMA": config.tma,
     } | given  # fmt: skip
     stages = torch_fa2.stages(config, constants["LAYOUT"])
     constants["STAGES"] = stages
-    constants["PEEL"] = not (constants["PACK"] or config.lag)
+    constants["PEEL"] = not (constants["PACK"] or config.ahead)
     columns = {"k": first, "k_rest": second or first, "v": DV}
     types = {"q": f"*{dtype}", "out": f"*{dtype}", "partial": "*fp32", "partial_lse": "*fp32"}
     types |= dict.fromkeys(("starts_q", "starts_k", "lengths", "table"), "*i32")
@@ -143,22 +144,21 @@ def test_fp32_is_multiplied_in_fp32() -> None:
     assert "fma.rn.f32" in text
 
 
-def test_exponentials_run_beside_products_on_hopper() -> None:
-    """What ``lag`` is for: between the first and the last product of a step there are exps."""
-    config = CONFIGS["sm_90", "prefill", 128]
-    late, plain = (
-        compiled(90, config._replace(lag=lag, stages=2), 128, CAUSAL=False).asm["cubin"]
-        for lag in (True, False)
-    )
+@pytest.mark.parametrize("width", [128, 192])
+def test_the_softmax_runs_beside_the_next_scores_on_hopper(width: int) -> None:
+    """What ``ahead`` is for: most exponentials lie between a step's first product and the wait."""
+    config = CONFIGS["sm_90", "prefill", width]
 
-    def between(cubin: bytes) -> int:
-        loop = max(loops(cubin), key=lambda lines: sum("HGMMA" in line for line in lines))
-        tags = ["P" if "HGMMA" in line else "E" for line in loop if re.search("HGMMA|EX2", line)]
-        return sum(
-            1 for i, tag in enumerate(tags) if tag == "E" and 0 < tags[:i].count("P") % 16 > 8
-        )
+    def beside(config: Config) -> float:
+        found = loops(compiled(90, config, width, CAUSAL=False).asm["cubin"])
+        inner = min((loop for loop in found if "EX2" in "".join(loop)), key=len)
+        marks = [re.search("HGMMA|EX2|DEPBAR", line) for line in inner]
+        tags = "".join({"HGMMA": "p", "EX2": "e", "DEPBAR": "w"}[mark[0]] for mark in marks if mark)
+        between = re.findall("p[pe]*w", tags)
+        return sum(part.count("e") for part in between) / tags.count("e")
 
-    assert between(late) > 32 > between(plain)
+    assert beside(config) > 0.9
+    assert beside(config._replace(ahead=False, q_registers=False)) < 0.1
 
 
 class Driver:

@@ -29,7 +29,7 @@ class Config(NamedTuple):
     """Tile sizes and compiler options of one launch.
 
     ``block_m`` of a decode is that of 16 rows or fewer. ``programs``: how many run on an SM at
-    once, for choosing the splits. ``lag`` and ``tma`` as in the kernel.
+    once, for choosing the splits. ``ahead``, ``q_registers`` and ``tma`` as in the kernel.
     """
 
     block_m: int
@@ -37,26 +37,28 @@ class Config(NamedTuple):
     warps: int
     stages: int
     programs: int = 1
-    lag: bool = False
+    ahead: bool = False
+    q_registers: bool = False
     tma: bool = False
 
 
 # By architecture, kind and width. Kinds: prefill; "pointers", a prefill on sm_90 whose keys the
 # copy engine cannot fetch (packed or paged sequences, odd strides); decode. Widths: 64, 128, 192
 # (keys to 192 wide, values to 128) and 256. sm_86 stands for cards with about 100 KB of shared
-# memory a block. Chosen by counting, not yet by timing: on sm_90, 128 rows a tile because a tile of
-# 64 would ask 2 x the L2's bandwidth at the tensor cores' rate; 128 keys a step because with 64 the
-# queries' side is read from shared memory twice as often; as many stages as fit, since the loads of
-# a step are issued at the end of the one before. None spills registers (tests).
+# memory a block. Chosen by counting, not yet by timing. On sm_90: 128 rows a tile, since tiles of
+# 64 would ask of the L2 twice its bandwidth at the tensor cores' rate; 64 keys a step, since with
+# 128 the scores of two steps do not fit the registers, and the compiler then puts the softmax
+# before the product instead of beside it; queries in registers, since 64 x 64 products would
+# otherwise read shared memory at its limit. None spills registers in its loop (tests).
 CONFIGS: dict[tuple[str, str, int], Config] = {
-    ("sm_90", "prefill", 64): Config(128, 128, 8, 3, lag=True, tma=True),
-    ("sm_90", "prefill", 128): Config(128, 128, 8, 3, lag=True, tma=True),
-    ("sm_90", "prefill", 192): Config(128, 64, 8, 4, lag=True, tma=True),
-    ("sm_90", "prefill", 256): Config(128, 64, 8, 2, lag=True, tma=True),
-    ("sm_90", "pointers", 64): Config(128, 128, 8, 3, lag=True),
-    ("sm_90", "pointers", 128): Config(128, 64, 8, 3, lag=True),
-    ("sm_90", "pointers", 192): Config(128, 64, 8, 3, lag=True),
-    ("sm_90", "pointers", 256): Config(128, 32, 8, 3, lag=True),
+    ("sm_90", "prefill", 64): Config(128, 128, 8, 3, ahead=True, tma=True),
+    ("sm_90", "prefill", 128): Config(128, 64, 8, 4, ahead=True, q_registers=True, tma=True),
+    ("sm_90", "prefill", 192): Config(128, 64, 8, 4, ahead=True, q_registers=True, tma=True),
+    ("sm_90", "prefill", 256): Config(128, 64, 8, 2, tma=True),
+    ("sm_90", "pointers", 64): Config(128, 128, 8, 3, ahead=True),
+    ("sm_90", "pointers", 128): Config(128, 64, 8, 3, ahead=True),
+    ("sm_90", "pointers", 192): Config(128, 64, 8, 3, ahead=True),
+    ("sm_90", "pointers", 256): Config(128, 32, 8, 3),
     ("sm_80", "prefill", 64): Config(128, 64, 4, 3, 2),
     ("sm_80", "prefill", 128): Config(128, 64, 8, 3),
     ("sm_80", "prefill", 192): Config(128, 32, 8, 3),
@@ -352,7 +354,8 @@ def launch(
         LAYOUT=call.layout, PAGE=call.page, CAUSAL=call.causal, GROUP=call.group,
         D=call.head_dim, D1=first, D2=second, DV=call.value_dim, DV1=value_first,
         BLOCK_M=config.block_m, BLOCK_N=config.block_n, PACK=packed, SPLIT=splits > 1,
-        PEEL=not (packed or config.lag), LAG=config.lag, TMA=tma, STAGES=depth,
+        PEEL=not (packed or config.ahead), AHEAD=config.ahead,
+        Q_REGISTERS=config.q_registers, TMA=tma, STAGES=depth,
         num_warps=config.warps, num_stages=depth,
         # Multiplications fused with additions, said here: Triton's default is going to change.
         enable_fp_fusion=True,
