@@ -251,6 +251,22 @@ def test_large_and_tiny_values() -> None:
         assert call.error(out) < BOUND[False]
 
 
+@pytest.mark.parametrize("fp8", [False, True], ids=["bf16", "fp8"])
+def test_wrong_pages_and_lengths_stay_in_memory(fp8: bool) -> None:
+    """A captured graph's indices are not checked: they must do no harm. What lies in reach is
+    clamped, so that the output is that of clamped indices."""
+    call = Call(1, 16, [64, 100, 64], fp8)
+    call.lengths[:] = torch.tensor([100_000, -5, 64])
+    call.table[:] = torch.tensor([[2**31 - 1, -(2**31)], [0, 0], [-1, 99]])
+    pages = call.cache.shape[0]
+    (out,) = call.run(2)
+    call.lengths[:] = torch.tensor([128, 0, 64])
+    call.table[:] = torch.tensor([[pages - 1, 0], [0, 0], [0, 0]])
+    (wanted,) = call.run(2)
+    assert torch.equal(out.isnan(), wanted.isnan())
+    assert torch.equal(out.nan_to_num(), wanted.nan_to_num())
+
+
 def test_the_same_bits_in_any_order_of_events() -> None:
     call = Call(1, 24, [500, 130], seed=5)
     first, second = call.run(3, "drawn", 1, times=2)
