@@ -23,6 +23,7 @@ from zenrepro.ops.mla.table import load
 # spaced sequences, heads and query rows, so that the fp64 reference takes seconds.
 BATCHES, HEADS, ROWS = 2, 2, 4
 SMALL_PAIRS = 2**17  # queries x rows of all heads: compared as a whole
+EXPANDED_AS = 64  # queries that take as long as expanding the rows of a head
 # Distinct FP8 pages that are drawn and quantised on the host; a larger pool repeats them.
 DRAWN_PAGES = 61  # a prime, so that sequences of the same length hold different rows
 
@@ -43,7 +44,9 @@ class Problem:
             self._draw_decode(seed)
         else:
             self._draw_prefill(seed)
-        whole = case.batch * case.heads * case.query_len * case.cache_len <= SMALL_PAIRS
+        # In prefill a head's rows are expanded in fp64 however few queries there are.
+        rows = case.query_len if case.phase == "decode" else max(case.query_len, EXPANDED_AS)
+        whole = case.batch * case.heads * rows * case.cache_len <= SMALL_PAIRS
         self.batches = picks(case.batch, case.batch if whole else BATCHES)
         self.heads = picks(case.heads, case.heads if whole else HEADS)
         self.rows = picks(case.query_len, case.query_len if whole else ROWS)
