@@ -311,6 +311,21 @@ DEVICE float quad_sum(float x) {
 // 0 for a row that saw no key; NaN stays NaN.
 DEVICE float reciprocal_or_zero(float sum) { return sum == 0 ? 0.0f : 1.0f / sum; }
 
+// Four lanes' four words each: lane l gets word l of all of them.
+DEVICE uint4 transpose_quad(const u32 (&words)[4], int lane) {
+    const bool odd = lane & 1, high = lane & 2;
+    u32 a = words[0], b = words[1], c = words[2], d = words[3];
+    const u32 ab = __shfl_xor_sync(0xffffffffu, odd ? a : b, 1);
+    const u32 cd = __shfl_xor_sync(0xffffffffu, odd ? c : d, 1);
+    a = odd ? ab : a, b = odd ? b : ab;
+    c = odd ? cd : c, d = odd ? d : cd;
+    const u32 ac = __shfl_xor_sync(0xffffffffu, high ? a : c, 2);
+    const u32 bd = __shfl_xor_sync(0xffffffffu, high ? b : d, 2);
+    a = high ? ac : a, c = high ? c : ac;
+    b = high ? bd : b, d = high ? d : bd;
+    return make_uint4(a, b, c, d);
+}
+
 DEVICE void multiply(float (&o)[128], float alpha0, float alpha1) {
 #pragma unroll
     for (int i = 0; i < 128; i += 4) {
@@ -964,19 +979,22 @@ DEVICE void consume(const Problem& problem, char* shared_pointer, const Plan& pl
         if (begin == 0 && end == pages) {
             const float inverse0 = reciprocal_or_zero(sum0);
             const float inverse1 = reciprocal_or_zero(sum1);
+            // 16 bytes a lane: columns group * 256 + 32 i + 8 (lane % 4) and on.
             u16* out = problem.out +
                        (static_cast<long long>(sequence) * rows_all + tile * TILE) * LATENT +
-                       column;
+                       group * 256 + lane % 4 * 8;
 #pragma unroll
-            for (int i = 0; i < 128; i += 4) {
-                if (row0 < rows) {
-                    *reinterpret_cast<u32*>(out + row0 * LATENT + i * 2) =
-                        pack<BF16>(o[i] * inverse0, o[i + 1] * inverse0);
+            for (int i = 0; i < 8; ++i) {
+                u32 upper[4], lower[4];
+#pragma unroll
+                for (int j = 0; j < 4; ++j) {
+                    const int at = 16 * i + 4 * j;
+                    upper[j] = pack<BF16>(o[at] * inverse0, o[at + 1] * inverse0);
+                    lower[j] = pack<BF16>(o[at + 2] * inverse1, o[at + 3] * inverse1);
                 }
-                if (row1 < rows) {
-                    *reinterpret_cast<u32*>(out + row1 * LATENT + i * 2) =
-                        pack<BF16>(o[i + 2] * inverse1, o[i + 3] * inverse1);
-                }
+                const uint4 first = transpose_quad(upper, lane), second = transpose_quad(lower, lane);
+                if (row0 < rows) *reinterpret_cast<uint4*>(out + row0 * LATENT + i * 32) = first;
+                if (row1 < rows) *reinterpret_cast<uint4*>(out + row1 * LATENT + i * 32) = second;
             }
         } else {
             const int slot = part_slot(block, begin == 0 ? 0 : 1, tiles, tile);
