@@ -292,6 +292,15 @@ def test_wrong_arguments_are_named() -> None:
         torch_fa2.attention(x.double(), x.double(), x.double(), causal=True)
 
 
+def test_strides_beyond_32_bits_in_a_tile_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch, triton = pytest.importorskip("torch"), pytest.importorskip("triton")
+    monkeypatch.setattr(triton.knobs.runtime, "interpret", True)
+    x = torch.zeros(1, 2, 1, 16, dtype=torch.float16)
+    far = torch.empty_strided((1, 2, 1, 16), (0, 2**24, 16, 1), dtype=torch.float16)
+    with pytest.raises(ValueError, match=r"^v: wants fewer than 16777216 elements from token"):
+        torch_fa2.attention(x, x, far, causal=True)
+
+
 def test_in_the_interpreter() -> None:
     pytest.importorskip("torch")
     pytest.importorskip("triton")

@@ -3,10 +3,13 @@
 The kernels are in ``kernels/triton/attention.py``; here arguments are checked, a configuration is
 looked up in a literal table and the keys are split over the SMs where there are few query rows
 (flash-decoding). Outputs are bit-identical from run to run on one kind of device.
+
+Compiled for sm_80, sm_86, sm_87 and sm_90, and run in Triton's interpreter; not yet on a device.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -23,6 +26,7 @@ WIDEST = 256  # of keys and values
 PACKED_ROWS = 64  # queries x heads of a group up to this share one tile
 MOST_SPLITS = 128
 SPLIT_KEYS = 256  # a split has at least so many
+MOST_STRIDE = 2**24  # of tokens: inside a tile of 128, offsets are of 32 bits
 
 
 class Config(NamedTuple):
@@ -288,6 +292,12 @@ def _check_served(shape: Any, **arrays: torch.Tensor) -> None:
             f"q: wants heads of at most {WIDEST}, got {shape.head_dim} and {shape.value_dim}"
         )
     arguments.check_strides(alignment_bytes=q.element_size(), **arrays)
+    for name, array in arrays.items():
+        if array.stride(-3) >= MOST_STRIDE:
+            raise ValueError(
+                f"{name}: wants fewer than {MOST_STRIDE} elements from token to token, "
+                f"got {array.stride(-3)}"
+            )
 
 
 @functools.cache
@@ -339,33 +349,37 @@ def launch(
         partial = torch.empty((splits, rows, call.value_dim), dtype=torch.float32, device=q.device)
         lse = torch.empty((splits, rows), dtype=torch.float32, device=q.device)
     none = q  # arguments that the layout does not read
+    # Triton launches on the current device, which need not be the tensors'.
+    here = torch.cuda.device(q.device) if q.is_cuda else contextlib.nullcontext()
     grid = (tiles * splits * call.batch * (call.kv_heads if packed else call.heads),)
-    kernels.attend[grid](
-        q, *keys, values, out, partial, lse,
-        none if call.starts_q is None else call.starts_q,
-        none if call.starts_k is None else call.starts_k,
-        none if call.lengths is None else call.lengths,
-        none if call.table is None else call.table,
-        *(stride for array in (q, k, v, out) for stride in _strides(array)),
-        0 if call.table is None else call.table.stride(0),
-        call.query_len, call.keys if call.layout == "varlen" else call.cache_len, call.heads,
-        call.scale * LOG2_E, call.pages, 0 if call.table is None else call.table.shape[1],
-        tiles, splits, call.rows,
-        LAYOUT=call.layout, PAGE=call.page, CAUSAL=call.causal, GROUP=call.group,
-        D=call.head_dim, D1=first, D2=second, DV=call.value_dim, DV1=value_first,
-        BLOCK_M=config.block_m, BLOCK_N=config.block_n, PACK=packed, SPLIT=splits > 1,
-        PEEL=not (packed or config.ahead), AHEAD=config.ahead,
-        Q_REGISTERS=config.q_registers, TMA=tma, STAGES=depth,
-        num_warps=config.warps, num_stages=depth,
-        # Multiplications fused with additions, said here: Triton's default is going to change.
-        enable_fp_fusion=True,
-    )  # fmt: skip
-    if splits > 1:
-        kernels.combine[(call.rows * call.heads,)](
-            partial, lse, out, *_strides(out), call.query_len, call.heads, call.rows, splits,
-            VARLEN=call.layout == "varlen", DV=call.value_dim, DV1=value_first,
-            SPLITS1=1 << (splits - 1).bit_length(), CHUNK=16, num_warps=4, enable_fp_fusion=True,
+    with here:
+        kernels.attend[grid](
+            q, *keys, values, out, partial, lse,
+            none if call.starts_q is None else call.starts_q,
+            none if call.starts_k is None else call.starts_k,
+            none if call.lengths is None else call.lengths,
+            none if call.table is None else call.table,
+            *(stride for array in (q, k, v, out) for stride in _strides(array)),
+            0 if call.table is None else call.table.stride(0),
+            call.query_len, call.keys if call.layout == "varlen" else call.cache_len, call.heads,
+            call.scale * LOG2_E, call.pages, 0 if call.table is None else call.table.shape[1],
+            tiles, splits, call.rows,
+            LAYOUT=call.layout, PAGE=call.page, CAUSAL=call.causal, GROUP=call.group,
+            D=call.head_dim, D1=first, D2=second, DV=call.value_dim, DV1=value_first,
+            BLOCK_M=config.block_m, BLOCK_N=config.block_n, PACK=packed, SPLIT=splits > 1,
+            PEEL=not (packed or config.ahead), AHEAD=config.ahead,
+            Q_REGISTERS=config.q_registers, TMA=tma, STAGES=depth,
+            num_warps=config.warps, num_stages=depth,
+            # Multiplications fused with additions, said here: Triton's default is going to change.
+            enable_fp_fusion=True,
         )  # fmt: skip
+        if splits > 1:
+            kernels.combine[(call.rows * call.heads,)](
+                partial, lse, out, *_strides(out), call.query_len, call.heads, call.rows, splits,
+                VARLEN=call.layout == "varlen", DV=call.value_dim, DV1=value_first,
+                SPLITS1=1 << (splits - 1).bit_length(), CHUNK=16, num_warps=4,
+                enable_fp_fusion=True,
+            )  # fmt: skip
 
 
 def _strides(array: torch.Tensor) -> tuple[int, ...]:
