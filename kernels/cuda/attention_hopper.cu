@@ -10,8 +10,9 @@
 // takes 8-bit operands K-major only. The weights are scaled by 2^8, which their sum undoes.
 //
 // Macros: HEAD_DIM, VALUE_DIM (multiples of 64), WARPGROUPS (64 query rows each), BLOCK_N (keys a
-// block), STAGES, CAUSAL (bottom-right), VARLEN (rows of all sequences packed, cu_seqlens; not
-// E4M3), DTYPE (BF16, F16 or E4M3). Schedules, each 0 or 1 unless said:
+// block), STAGES, CAUSAL (bottom-right), DTYPE (BF16, F16 or E4M3), VARLEN (rows of all sequences
+// packed, cu_seqlens), PAGE_ROWS (K and V in pages, of which a copy takes so many rows; 0: not).
+// Schedules, each 0 or 1 unless said:
 // PINGPONG: warpgroups take turns at the tensor cores.
 // CONTINUOUS: the first product of the next tile runs with the last of this one, so that the
 //     tensor cores do not drain between tiles.
@@ -29,6 +30,9 @@
 //     special function unit, which is what bounds narrow heads and e4m3; 0: none.
 #include "hopper.cuh"
 
+#ifndef PAGE_ROWS
+#define PAGE_ROWS 0
+#endif
 #ifndef PINGPONG
 #define PINGPONG 1
 #endif
@@ -88,10 +92,14 @@ constexpr u32 SHARED_BYTES =
 static_assert(SHARED_BYTES + 1024 <= 232448, "more shared memory than a Hopper SM gives");
 static_assert(BLOCK_N % 16 == 0 && BLOCK_N <= 256, "a block of keys is one wgmma wide");
 static_assert(!EIGHT || BLOCK_N % 64 == 0, "e4m3: whole chunks of keys");
-static_assert(!EIGHT || !VARLEN, "e4m3: not packed");
-static_assert(CLUSTER == 1 || (CLUSTER == 2 && !VARLEN && !DYNAMIC), "both blocks: the same tiles");
+constexpr bool PAGED = PAGE_ROWS > 0;
+constexpr bool DENSE = !VARLEN && !PAGED;
+static_assert(!EIGHT || DENSE, "e4m3: neither packed nor paged");
+static_assert(!PAGED || (!VARLEN && PAGE_ROWS % 8 == 0), "whole patterns of the swizzle");
+static_assert(!PAGED || BLOCK_N % (PAGED ? PAGE_ROWS : 1) == 0, "whole copies");
+static_assert(CLUSTER == 1 || (CLUSTER == 2 && DENSE && !DYNAMIC), "both blocks: the same tiles");
 static_assert(!SPLIT || (DYNAMIC && CLUSTER == 1), "parts need the counters");
-static_assert(!SPLIT || (!CAUSAL && !VARLEN), "every part has blocks");
+static_assert(!SPLIT || (!CAUSAL && DENSE), "every part has blocks");
 // What one block of the cluster loads of each chunk: so many rows, a multiple of the swizzle's 8.
 constexpr int K_SHARE = BLOCK_N / CLUSTER;
 constexpr int V_SHARE = (EIGHT ? VALUE_DIM : BLOCK_N) / CLUSTER;
@@ -108,12 +116,15 @@ struct Arguments {
     u64 output;        // [.., H, VALUE_DIM], strides below in elements, columns contiguous
     u64 cu_seqlens_q;  // int32 [batch + 1] (VARLEN)
     u64 cu_seqlens_k;
+    u64 block_table;    // int32 [batch, table_width] (PAGED)
+    u64 cache_seqlens;  // int32 [batch] (PAGED)
     u64 counters;  // int32 [2 + split_tiles * WARPGROUPS], zero before and after (DYNAMIC)
     u64 partials;  // float [split_tiles * parts, WARPGROUPS, VALUE_DIM / 2 + 4, 128] (SPLIT)
     long long output_batch_stride, output_row_stride, output_head_stride;
     int batch, heads, group;  // query heads to a key head
     int query_len, cache_len;  // the longest, when VARLEN
     int query_rows, key_rows;  // packed rows that there are (VARLEN)
+    int pages, page_size, table_width;  // of the cache (PAGED)
     int value_dim;             // columns to store, a multiple of 8, at most VALUE_DIM
     int row_blocks;            // blocks of CLUSTER * BLOCK_M rows in query_len
     int heads_at_once;         // heads whose K and V stay in L2 together
@@ -176,6 +187,10 @@ DEVICE Tile tile_of(int index, const Arguments& a) {
         t.queries = min(max(cu_q[1], t.query_at), a.query_rows) - t.query_at;
         t.keys = min(max(cu_k[1], t.key_at), a.key_rows) - t.key_at;
         t.batch = 0;
+    }
+    if (PAGED) {
+        const int length = reinterpret_cast<const int*>(a.cache_seqlens)[t.batch];
+        t.keys = min(max(length, 0), a.cache_len);
     }
     // By the first query of the tile, and by the last of the cluster: both visit the same blocks.
     int seen_first = t.keys, seen_last = t.keys;
@@ -242,6 +257,22 @@ DEVICE void produce(const TensorMap* q_map, const TensorMap* k_map, const Tensor
             tma_load(s.q + slot * Q_BYTES + c * 64 * 128, q_map, full, L2_EVICT_FIRST, CHUNK * c,
                      t.query_at + t.row + 64 * warpgroup, t.head, t.batch);
     };
+    // A tile of K or V, page by page; what lies behind the sequence comes as zeros. The table's
+    // entries are next to each other: most look-ups find theirs in L1.
+    auto load_pages = [&](u32 target, const TensorMap* map, u32 full, int chunks, u32 chunk_bytes,
+                          int block, const Tile& t) {
+        const int* table = reinterpret_cast<const int*>(a.block_table) +
+                           static_cast<long long>(t.batch) * a.table_width;
+#pragma unroll 1
+        for (int row = 0; row < BLOCK_N; row += PAGED ? PAGE_ROWS : BLOCK_N) {
+            const int key = block * BLOCK_N + row;
+            int page = a.pages;  // none: outside the tensor
+            if (key < t.keys) page = min(max(table[key / a.page_size], 0), a.pages - 1);
+            for (int c = 0; c < chunks; ++c)
+                tma_load(target + c * chunk_bytes + row * 128, map, full, L2_EVICT_LAST, CHUNK * c,
+                         key % a.page_size, t.head / a.group, page);
+        }
+    };
     // One box of a tile: `share` rows, to this block or, its part of them, to both.
     auto load = [&](u32 target, const TensorMap* map, u32 full, int share, u32 row_bytes, int c0,
                     int c1, int head, int batch) {
@@ -263,21 +294,31 @@ DEVICE void produce(const TensorMap* q_map, const TensorMap* k_map, const Tensor
         wait_empty(s.k_empty + 8 * k_ring.stage, k_ring.parity ^ 1);
         const u32 full = s.k_full + 8 * k_ring.stage;
         mbarrier_arrive_expect(full, K_BYTES);
+        const u32 target = s.k + k_ring.stage * K_BYTES;
+        if (PAGED) {
+            load_pages(target, k_map, full, K_CHUNKS, BLOCK_N * 128, block, t);
+        } else {
 #pragma unroll
-        for (int c = 0; c < K_CHUNKS; ++c)
-            load(s.k + k_ring.stage * K_BYTES + c * BLOCK_N * 128, k_map, full, K_SHARE, 128,
-                 CHUNK * c, t.key_at + block * BLOCK_N, t.head / a.group, t.batch);
+            for (int c = 0; c < K_CHUNKS; ++c)
+                load(target + c * BLOCK_N * 128, k_map, full, K_SHARE, 128, CHUNK * c,
+                     t.key_at + block * BLOCK_N, t.head / a.group, t.batch);
+        }
         k_ring.next();
     };
     auto load_v = [&](int block, const Tile& t) {
         wait_empty(s.v_empty + 8 * v_ring.stage, v_ring.parity ^ 1);
         const u32 full = s.v_full + 8 * v_ring.stage;
         mbarrier_arrive_expect(full, V_BYTES);
+        const u32 target = s.v + v_ring.stage * V_BYTES;
+        if (PAGED) {
+            load_pages(target, v_map, full, V_CHUNKS, V_CHUNK_BYTES, block, t);
+        } else {
 #pragma unroll
-        for (int c = 0; c < V_CHUNKS; ++c)
-            load(s.v + v_ring.stage * V_BYTES + c * V_CHUNK_BYTES, v_map, full, V_SHARE,
-                 V_ROW_BYTES, V_CHUNK * c + (EIGHT ? block * BLOCK_N : 0),
-                 EIGHT ? 0 : t.key_at + block * BLOCK_N, t.head / a.group, t.batch);
+            for (int c = 0; c < V_CHUNKS; ++c)
+                load(target + c * V_CHUNK_BYTES, v_map, full, V_SHARE, V_ROW_BYTES,
+                     V_CHUNK * c + (EIGHT ? block * BLOCK_N : 0),
+                     EIGHT ? 0 : t.key_at + block * BLOCK_N, t.head / a.group, t.batch);
+        }
         v_ring.next();
     };
 
@@ -549,8 +590,9 @@ DEVICE void release_stage(u32 barrier) {
         mbarrier_arrive_remote(barrier, lane_index());
 }
 
-// A partly filled last block of packed sequences holds rows of the next sequence. Their weights
-// are zero, but 0 * inf is not: clear them. Every warpgroup clears all that it will read.
+// A partly filled last block of packed sequences holds rows of the next sequence, one of pages what
+// a page held before. Their weights are zero, but 0 * inf is not: clear them. Every warpgroup
+// clears all that it will read.
 DEVICE void clear_values(u32 v, int valid) {
     const u32 thread = threadIdx.x % 128;
     for (u32 i = thread; i < static_cast<u32>(BLOCK_N - valid) * V_CHUNKS * 8; i += 128) {
@@ -676,7 +718,7 @@ DEVICE void consume(u32 warpgroup, const Arguments& a, const Shared& s) {
     };
     auto wait_v = [&](const Tile& tile, int block) {
         mbarrier_wait(s.v_full + 8 * v_ring.stage, v_ring.parity);
-        if (VARLEN && (block + 1) * BLOCK_N > tile.keys)
+        if (!DENSE && (block + 1) * BLOCK_N > tile.keys)
             clear_values(s.v + v_ring.stage * V_BYTES, tile.keys - block * BLOCK_N);
     };
     auto scores_ready = [&] {

@@ -130,6 +130,40 @@ def test_packed_sequences_keep_to_themselves() -> None:
     assert (out[q_at[5] : q_at[5] + 50] == 0).all()  # 90 queries, 40 keys: the first see none
 
 
+def test_pages_are_found_and_what_lies_behind_a_sequence_is_not_seen() -> None:
+    """Pages of 16 out of order, the last partly filled, the rest of the cache and the table bad."""
+    lengths, page, T = [130, 1, 0, 48], 16, 70
+    draw = torch.Generator().manual_seed(2)
+    width = 9
+    table = torch.randperm(len(lengths) * width, generator=draw).view(-1, width).int()
+    q = torch.randn(len(lengths), T, 4, 64, generator=draw).bfloat16()
+    k, v = (torch.randn(table.numel(), page, 2, 64, generator=draw).bfloat16() for _ in range(2))
+    held = torch.zeros(k.shape[:2], dtype=torch.bool)
+    wanted = []
+    for b, length in enumerate(lengths):
+        rows = [(int(table[b, i // page]), i % page) for i in range(length)]
+        for at in rows:
+            held[at] = True
+        keys, values = (torch.stack([x[at] for at in rows]) if rows else x[0, :0] for x in (k, v))
+        wanted.append(reference(q[b], keys, values, True))
+        table[b, -(-length // page) :] = -7
+    for cache in (k, v):
+        cache[~held] = float("nan")
+    out = torch.full_like(q, float("nan"))
+    with (
+        emulator.emulated("drawn", 4),
+        mock.patch.object(torch_fa3, "_processors", return_value=2),
+    ):
+        torch_fa3.run(
+            SMALL._replace(page_rows=16), q, k, v, out, scale=0.125,
+            pages=(table, torch.tensor(lengths, dtype=torch.int32)),
+        )  # fmt: skip
+    for b, right in enumerate(wanted):
+        assert error(out[b], right) <= BOUND[torch.bfloat16], b
+    assert (out[2] == 0).all()
+    assert (out[3, : T - lengths[3]] == 0).all()  # more queries than keys
+
+
 @pytest.mark.parametrize(
     ("right", "wrong", "seen"),
     [

@@ -28,6 +28,7 @@ class Variant(NamedTuple):
     block_n: int
     stages: int
     q_stages: int = 1
+    page_rows: int = 0  # of a page that one copy takes; 0: not paged
     ping_pong: bool = True
     continuous: bool = True
     lazy_rescale: bool = True
@@ -45,6 +46,7 @@ class Variant(NamedTuple):
             ("VALUE_DIM", self.value_dim),
             ("CAUSAL", int(self.causal)),
             ("VARLEN", int(self.varlen)),
+            ("PAGE_ROWS", self.page_rows),
             ("DTYPE", self.dtype),
             ("WARPGROUPS", self.warpgroups),
             ("BLOCK_N", self.block_n),

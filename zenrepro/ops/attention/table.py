@@ -33,7 +33,8 @@ TABLE: tuple[Entry, ...] = check_table(
             ),
             needs=Needs(
                 dtypes={"cuda": ("bf16", "fp16", "fp8_e4m3")},
-                layouts=("dense", "varlen"),
+                layouts=("dense", "varlen", "paged"),
+                page_sizes=(16, 32, 64, 128, 256),
                 architectures=((9, 0),),
                 # Others than these three pairs run, padded, at the next larger.
                 dims=(

@@ -1,8 +1,8 @@
 """FlashAttention-3 for Hopper: our CUDA kernel, ``kernels/cuda/attention_hopper.cu``.
 
 Shah et al. 2024, FlashAttention-3: Fast and Accurate Attention with Asynchrony and Low-precision
-(arXiv 2407.08608), algorithm 2, for dense and packed variable-length inputs. Head sizes up to 128,
-or 192 with values of 128, multiples of 8; others than 64, 128 and 192 run at the next of these.
+(arXiv 2407.08608), algorithm 2, for dense, packed variable-length and paged inputs. Head sizes up
+to 128, or 192 with values of 128, multiples of 8; others than 64, 128 and 192 run at the next.
 fp8_e4m3 (section 3.3, without its block scales and its rotation) dense only.
 """
 
@@ -33,6 +33,8 @@ class _Arguments(ctypes.Structure):
         ("output", ctypes.c_uint64),
         ("cu_seqlens_q", ctypes.c_uint64),
         ("cu_seqlens_k", ctypes.c_uint64),
+        ("block_table", ctypes.c_uint64),
+        ("cache_seqlens", ctypes.c_uint64),
         ("counters", ctypes.c_uint64),
         ("partials", ctypes.c_uint64),
         ("output_batch_stride", ctypes.c_int64),
@@ -45,6 +47,9 @@ class _Arguments(ctypes.Structure):
         ("cache_len", ctypes.c_int),
         ("query_rows", ctypes.c_int),
         ("key_rows", ctypes.c_int),
+        ("pages", ctypes.c_int),
+        ("page_size", ctypes.c_int),
+        ("table_width", ctypes.c_int),
         ("value_dim", ctypes.c_int),
         ("row_blocks", ctypes.c_int),
         ("heads_at_once", ctypes.c_int),
@@ -123,6 +128,43 @@ def attention_varlen(
     return out
 
 
+def attention_paged(
+    q: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    *,
+    block_table: torch.Tensor,
+    cache_seqlens: torch.Tensor,
+    causal: bool,
+    scale: float | None = None,
+) -> torch.Tensor:
+    """q [B, T, H, D], caches [P, page, Hkv, D or Dv], block_table int32 [B, pages], cache_seqlens
+    int32 [B] -> [B, T, H, Dv].
+
+    For queries by the hundred (a prompt's next chunk): a tile has 128 rows of one head, and no
+    sequence is split. As ``attention``. Pages of 16, 32, 64 or a multiple of 128 tokens. Queries
+    that see no key give zeros. Raises ValueError.
+    """
+    shape = arguments.check_paged(
+        q, k_cache, v_cache, block_table=block_table, cache_seqlens=cache_seqlens, causal=causal,
+        scale=scale, formats=("bf16", "fp16"),
+    )  # fmt: skip
+    arguments.check_served(shape, q, device="cuda")
+    chosen = variant(shape.head_dim, shape.value_dim, causal=causal, varlen=True, dtype=_dtype(q))
+    rows = min(shape.page_size, chosen.block_n)
+    if rows % 16 or chosen.block_n % rows or shape.page_size % rows:
+        raise ValueError(
+            f"k_cache: wants pages of 16, 32, 64 or a multiple of {chosen.block_n} tokens, "
+            f"got {shape.page_size}"
+        )
+    out = q.new_empty(shape.batch, shape.query_len, shape.heads, shape.value_dim)
+    run(
+        chosen._replace(varlen=False, page_rows=rows), q, k_cache, v_cache, out, scale=shape.scale,
+        pages=(block_table.contiguous(), cache_seqlens.contiguous()),
+    )  # fmt: skip
+    return out
+
+
 def run(
     chosen: Variant,
     q: torch.Tensor,
@@ -134,9 +176,11 @@ def run(
     value_scale: float = 1.0,
     offsets: tuple[torch.Tensor, torch.Tensor] | None = None,
     longest: tuple[int, int] | None = None,
+    pages: tuple[torch.Tensor, torch.Tensor] | None = None,
     heads_at_once: int | None = None,
 ) -> None:
-    """Launch one variant into ``out`` [B, T, H, Dv]; with ``offsets``, B = 1 and rows are packed.
+    """Launch one variant into ``out`` [B, T, H, Dv]; with ``offsets``, B = 1 and rows are packed;
+    with ``pages`` (a table and lengths), k and v are [P, page, Hkv, D].
 
     Raises ValueError for strides that TMA does not take.
     """
@@ -146,6 +190,8 @@ def run(
     batch, query_rows, heads, _ = q.shape
     key_rows, kv_heads, value_dim = k.shape[1], k.shape[2], v.shape[3]
     query_len, cache_len = longest or (query_rows, key_rows)
+    if pages:
+        cache_len = pages[0].shape[1] * key_rows
     sequences = offsets[0].shape[0] - 1 if offsets else batch
     cluster = chosen.cluster
     row_blocks = -(-query_len // (chosen.rows * cluster))
@@ -159,6 +205,8 @@ def run(
         output=out.data_ptr(),
         cu_seqlens_q=offsets[0].data_ptr() if offsets else 0,
         cu_seqlens_k=offsets[1].data_ptr() if offsets else 0,
+        block_table=pages[0].data_ptr() if pages else 0,
+        cache_seqlens=pages[1].data_ptr() if pages else 0,
         output_batch_stride=out.stride(0),
         output_row_stride=out.stride(1),
         output_head_stride=out.stride(2),
@@ -169,6 +217,9 @@ def run(
         cache_len=cache_len,
         query_rows=query_rows,
         key_rows=key_rows,
+        pages=k.shape[0],
+        page_size=key_rows,
+        table_width=pages[0].shape[1] if pages else 0,
         value_dim=value_dim,
         row_blocks=row_blocks,
         heads_at_once=min(heads_at_once, sequences * heads),
@@ -187,6 +238,7 @@ def run(
                 given.split_tiles * given.parts, floats, dtype=torch.float32, device=q.device
             )
             given.partials = partials.data_ptr()
+        key_box = chosen.page_rows or chosen.block_n // cluster
         if chosen.dtype == "E4M3":
             transposed = _transposed(v, stream)
             width = 128 if chosen.block_n % 128 == 0 else 64
@@ -196,7 +248,7 @@ def run(
                 swizzle=width,
             )  # fmt: skip
         else:
-            values = _tiles(v, chosen.block_n // cluster)
+            values = _tiles(v, key_box)
         kernel = nvrtc.function(SOURCE, KERNEL, defines=chosen.defines)
         nvrtc.launch(
             kernel,
@@ -204,7 +256,7 @@ def run(
             (chosen.threads, 1, 1),
             chosen.shared_bytes,
             stream,
-            [_tiles(q, 64), _tiles(k, chosen.block_n // cluster), values, given],
+            [_tiles(q, 64), _tiles(k, key_box), values, given],
             cluster=(cluster, 1, 1) if cluster > 1 else None,
         )
 
