@@ -138,10 +138,10 @@ CASES: dict[Scale, tuple[Case, ...]] = {
         decode("small_8_16_1024_verify", 8, 16, 1024, query_len=4),
         decode("small_1_16_8192", 1, 16, 8192),
         decode("small_4_64_1024", 4, 64, 1024),
-        prefill("small_256", 1, 16, 256),
-        prefill("small_1024", 1, 16, 1024),
-        prefill("small_chunk", 1, 16, 1024, query_len=16),
-        prefill("small_step", 2, 16, 1024, query_len=1),
+        prefill("small_128", 1, 8, 128),
+        prefill("small_512", 1, 8, 512),
+        prefill("small_chunk", 1, 8, 512, query_len=16),
+        prefill("small_step", 2, 8, 512, query_len=1),
     ),
     "full": (
         decode("full_128_16_4096", 128, 16, 4096),
@@ -184,9 +184,10 @@ CASES: dict[Scale, tuple[Case, ...]] = {
 ABLATION: dict[Scale, tuple[Case, ...]] = {
     "smoke": (prefill("ablation_1_of_65", 1, 4, 65, query_len=1),),
     "small": (
-        prefill("ablation_1_of_1024", 1, 16, 1024, query_len=1),
-        prefill("ablation_64_of_1024", 1, 16, 1024, query_len=64),
-        prefill("ablation_256_of_1024", 1, 16, 1024, query_len=256),
+        prefill("ablation_1_of_512", 1, 8, 512, query_len=1),
+        prefill("ablation_64_of_512", 1, 8, 512, query_len=64),
+        prefill("ablation_128_of_512", 1, 8, 512, query_len=128),
+        prefill("ablation_256_of_512", 1, 8, 512, query_len=256),
     ),
     "full": (
         prefill("ablation_1_of_4096", 8, 24, 4096, query_len=1),
