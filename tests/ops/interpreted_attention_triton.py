@@ -94,7 +94,11 @@ def test_matches_fp64_in_half_precision(dtype: str) -> None:
 
 @pytest.mark.usefixtures("hopper")
 def test_matches_fp64_as_on_hopper() -> None:
-    longer = (prefill(None, 1, 300, 1, 64), prefill(None, 1, 257, 1, 40, causal=False))
+    longer = (
+        prefill(None, 1, 300, 1, 64), prefill(None, 1, 257, 1, 40, causal=False),
+        prefill(None, 1, 90, 4, 32, kv_heads=1, query_len=33),
+        decode(None, 2, 100, 8, 2, 32, query_len=19, page_size=16, skew=0.5),
+    )  # fmt: skip
     for case in (*(case for case in ALL if case.phase == "prefill"), *longer):
         assert reason(case, "bf16") is None, case
 

@@ -129,6 +129,7 @@ def test_every_configuration_fits_its_architecture(target: str, kind: str, width
         (87, "decode", PAGED_DECODE),
         (80, "prefill", {"LAYOUT": "paged", "PAGE": 64, "SPLIT": True}),
         (90, "pointers", {"LAYOUT": "paged", "PAGE": 64, "SPLIT": True}),
+        (90, "prefill", {"PACK": True, "GROUP": 4, "SPLIT": True}),
         (90, "decode", PAGED_DECODE | {"PAGE": 256, "GROUP": 64, "BLOCK_M": 64}),
     ],
 )
@@ -258,6 +259,10 @@ def test_a_decode_packs_the_heads_of_a_group_and_splits_the_keys() -> None:
     slots = 132 * chosen.config.programs
     assert 0.8 * slots <= 8 * chosen.splits <= slots
     assert planned(call(1, 6, 16384, 32, 8)).config.block_m == 32
+    draft = planned(call(8, 30, 16384, 32, 8))
+    assert draft.packed
+    assert (draft.config.block_m, draft.tiles) == (128, 1)
+    assert not planned(call(8, 100, 16384, 32, 8)).packed
     assert planned(call(64, 1, 16384, 32, 32)).splits == 1  # enough without
     assert planned(call(1, 1, 300, 32, 8)).splits == 1  # too short
 

@@ -248,20 +248,22 @@ def architecture(capability: tuple[int, int]) -> str:
 def plan(call: Call, architecture: str, processors: int, *, fp32: bool, descriptors: bool) -> Plan:
     """Look the configuration up and choose the splits. ``descriptors``: the copy engine can fetch
     keys and values."""
-    packed = call.query_len * call.group <= PACKED_ROWS
+    few = call.query_len * call.group <= PACKED_ROWS
+    # Longer drafts of grouped heads fill a prefill's tiles by packing; long queries do without.
+    packed = few or (call.group > 1 and call.query_len <= PACKED_ROWS)
     column = width(call.head_dim, call.value_dim)
-    rows = call.query_len * call.group if packed else call.query_len
-    kind = "decode" if packed else "prefill"
+    rows = call.query_len * (call.group if packed else 1)
+    kind = "decode" if few else "prefill"
     if kind == "prefill" and architecture == "sm_90" and not descriptors:
         kind = "pointers"
     config = FP32[column] if fp32 else CONFIGS[architecture, kind, column]
-    if packed and not fp32:
+    if few and not fp32:
         config = config._replace(block_m=max(16, 1 << (rows - 1).bit_length()))
     tiles = -(-rows // config.block_m)
     programs = tiles * call.batch * (call.kv_heads if packed else call.heads)
     slots = processors * config.programs
     splits = 1
-    if packed or programs < slots:
+    if few or programs < slots:
         splits = choose_splits(programs, call.cache_len // SPLIT_KEYS, slots)
     return Plan(config, packed, tiles, splits)
 
