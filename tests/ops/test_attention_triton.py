@@ -135,7 +135,8 @@ def test_every_configuration_fits_its_architecture(target: str, kind: str, width
 )
 def test_other_forms_fit_too(capability: int, kind: str, given: dict[str, Any]) -> None:
     config = CONFIGS["sm_90" if capability == 90 else "sm_80", kind, 128]
-    check(capability, config, compiled(capability, config, 128, **given), 1)
+    programs = 2 if given.get("BLOCK_M") == 64 else 1
+    check(capability, config, compiled(capability, config, 128, **given), programs)
 
 
 def test_fp32_is_multiplied_in_fp32() -> None:
@@ -259,6 +260,8 @@ def test_a_decode_packs_the_heads_of_a_group_and_splits_the_keys() -> None:
     slots = 132 * chosen.config.programs
     assert 0.8 * slots <= 8 * chosen.splits <= slots
     assert planned(call(1, 6, 16384, 32, 8)).config.block_m == 32
+    wide = planned(call(1, 1, 16384, 64, 1)).config
+    assert (wide.block_m, wide.programs) == (64, 2)
     draft = planned(call(8, 30, 16384, 32, 8))
     assert draft.packed
     assert (draft.config.block_m, draft.tiles) == (128, 1)

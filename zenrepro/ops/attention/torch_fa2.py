@@ -258,7 +258,9 @@ def plan(call: Call, architecture: str, processors: int, *, fp32: bool, descript
         kind = "pointers"
     config = FP32[column] if fp32 else CONFIGS[architecture, kind, column]
     if few and not fp32:
-        config = config._replace(block_m=max(16, 1 << (rows - 1).bit_length()))
+        block_m = max(16, 1 << (rows - 1).bit_length())
+        fewer = int(block_m == 64)  # such tiles take the registers of one more
+        config = config._replace(block_m=block_m, programs=max(1, config.programs - fewer))
     tiles = -(-rows // config.block_m)
     programs = tiles * call.batch * (call.kv_heads if packed else call.heads)
     slots = processors * config.programs
