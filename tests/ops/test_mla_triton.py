@@ -160,7 +160,14 @@ SEEDED = [
     }
     for old, new, run in DEFECTS.values()
 ]
-INTERPRETED = (*CONTRACT, *RAGGED, *EXTREMES, CODES, *DEALT, *SOUND, *SEEDED)
+OUTSIDE = [
+    {"work": "clamped", "table": table, "lengths": lengths}
+    for table, lengths in (
+        ([[99, -5], [10**8, 1]], [128, 10**9]),
+        ([[0, 1], [-(2**31), 2**31 - 1]], [-7, 70]),
+    )
+]
+INTERPRETED = (*OUTSIDE, *CONTRACT, *RAGGED, *EXTREMES, CODES, *DEALT, *SOUND, *SEEDED)
 
 
 @pytest.fixture(scope="module")
@@ -177,14 +184,15 @@ def interpreted() -> dict[str, dict[str, Any]]:
 
 @pytest.mark.parametrize(
     "requests",
-    [CONTRACT, RAGGED, EXTREMES, [CODES], DEALT],
-    ids=["contract", "ragged", "extremes", "codes", "dealt"],
+    [CONTRACT, RAGGED, EXTREMES, [CODES], DEALT, OUTSIDE],
+    ids=["contract", "ragged", "extremes", "codes", "dealt", "outside"],
 )
 def test_interpreted_kernels_are_right(
     interpreted: dict[str, dict[str, Any]], requests: list[dict[str, Any]]
 ) -> None:
     """Through the table's row and the op's gate; in poisoned memory, however they are cut; large
-    and tiny values; every pair of FP8 codes; every tile dealt out once."""
+    and tiny values; every pair of FP8 codes; every tile dealt out once; no page
+    outside the pool read."""
     for request in requests:
         answer = interpreted[json.dumps(request)]
         assert answer["passed"], (request, answer)
