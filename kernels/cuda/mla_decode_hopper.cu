@@ -15,14 +15,15 @@
 // is split leaves fp32 parts; each of its blocks then waits for the others and combines its own
 // share of the output in a fixed order: no second launch, and bit-identical results.
 //
-// Dao et al., FlashAttention-3 (arXiv 2407.08608); DeepSeek-AI, DeepSeek-V2 (arXiv 2405.04434),
-// absorption; Dao et al., Flash-Decoding (2023), for the split.
+// Shah et al., FlashAttention-3 (arXiv 2407.08608), for the machinery; DeepSeek-AI, DeepSeek-V2
+// (arXiv 2405.04434), for absorption; Dao et al., Flash-Decoding (2023), for the split.
 //
 // -DFP8=1: rows of 656 bytes (512 e4m3, 4 fp32 scales, 64 rotary columns in bf16). The producer is
 // then a warpgroup that brings the latent through registers and stores it as bf16.
+// -DEAGER=1: the order of work for few bytes and many products; see consume.
+// -DSTART_COST, -DSNAP: of the plan.
 #include "hopper.cuh"
 
-// -DEAGER=1: the order of work for few bytes and many products; see consume.
 #ifndef FP8
 #define FP8 0
 #endif
@@ -116,6 +117,7 @@ static_assert(sizeof(Problem) == WANTED_PROBLEM_BYTES, "layout of Problem");
 #ifndef START_COST
 #define START_COST 2
 #endif
+// Pages that are too few to split off.
 #ifndef SNAP
 #define SNAP 3
 #endif
@@ -801,7 +803,9 @@ DEVICE void consume(const Problem& problem, char* shared_pointer, const Plan& pl
                     vote = (lane == 0 && there) || ((lane == 1 || lane == 2) && landed);
                 }
                 // Lane 0 counts for 1, lanes 1 and 2 for 2.
-                const u32 votes = __shfl_sync(0xffffffffu, barrier_count(OWN + group, 128, vote), 0);
+                // The shuffle tells the compiler that all go the same way.
+                const u32 count = barrier_count(OWN + group, 128, vote);
+                const u32 votes = __shfl_sync(0xffffffffu, count, 0);
                 if (votes) return (votes & 1) != 0;
             }
         };
@@ -992,7 +996,8 @@ DEVICE void consume(const Problem& problem, char* shared_pointer, const Plan& pl
                     upper[j] = pack<BF16>(o[at] * inverse0, o[at + 1] * inverse0);
                     lower[j] = pack<BF16>(o[at + 2] * inverse1, o[at + 3] * inverse1);
                 }
-                const uint4 first = transpose_quad(upper, lane), second = transpose_quad(lower, lane);
+                const uint4 first = transpose_quad(upper, lane);
+                const uint4 second = transpose_quad(lower, lane);
                 if (row0 < rows) *reinterpret_cast<uint4*>(out + row0 * LATENT + i * 32) = first;
                 if (row1 < rows) *reinterpret_cast<uint4*>(out + row1 * LATENT + i * 32) = second;
             }
