@@ -16,7 +16,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from zenrepro.ops import device_code
+from zenrepro.ops import cubins, device_code
 
 Defines = tuple[tuple[str, str | int], ...]
 
@@ -63,18 +63,29 @@ def compile(  # noqa: A001  (what it does)
 ) -> bytes:
     """The cubin of ``kernels/<source>`` for ``arch`` with macros ``defines``. Needs no GPU.
 
-    Raises ImportError without cuda-bindings and CompileError with NVRTC's log.
+    Compiled once a machine (``cubins``): it takes seconds. Raises ImportError without
+    cuda-bindings and CompileError with NVRTC's log.
     """
     from cuda.bindings import nvrtc
 
     file = device_code.path(source)
+    text = file.read_bytes()
     options = [
-        f"--gpu-architecture={arch}", "--std=c++17", f"--include-path={file.parent}",
-        "-default-device", *(f"--define-macro={name}={value}" for name, value in defines),
+        f"--gpu-architecture={arch}", "--std=c++17", "-default-device",
+        *(f"--define-macro={name}={value}" for name, value in defines),
     ]  # fmt: skip
-    program = _ask(
-        nvrtc.nvrtcCreateProgram(file.read_bytes(), file.name.encode(), 0, [], []), "create"
+    version = _ask(nvrtc.nvrtcVersion(), "version")
+    headers = [header.read_bytes() for header in sorted(file.parent.glob("*.cuh"))]
+    return cubins.kept(
+        [str(version).encode(), *(option.encode() for option in options), text, *headers],
+        lambda: _compile(file, text, [*options, f"--include-path={file.parent}"]),
     )
+
+
+def _compile(file: Path, text: bytes, options: list[str]) -> bytes:
+    from cuda.bindings import nvrtc
+
+    program = _ask(nvrtc.nvrtcCreateProgram(text, file.name.encode(), 0, [], []), "create")
     try:
         (code,) = nvrtc.nvrtcCompileProgram(
             program, len(options), [option.encode() for option in options]
@@ -83,7 +94,8 @@ def compile(  # noqa: A001  (what it does)
             size = _ask(nvrtc.nvrtcGetProgramLogSize(program), "log size")
             log = b" " * size
             _ask(nvrtc.nvrtcGetProgramLog(program, log), "log")
-            raise CompileError(f"{source} for {arch}: {log.decode(errors='replace').strip()}")
+            said = log.decode(errors="replace").strip()
+            raise CompileError(f"{file.name}, {' '.join(options)}: {said}")
         cubin = b" " * int(_ask(nvrtc.nvrtcGetCUBINSize(program), "cubin size"))
         _ask(nvrtc.nvrtcGetCUBIN(program, cubin), "cubin")
         return cubin
