@@ -41,8 +41,9 @@ def ceiling(quantity: str, value: float, **conditions: Any) -> Record:
 
 
 def test_the_cache_is_drawn_and_told_by_form() -> None:
-    drawing = views.cache_by_length(MODELS["zen-mode-7b"], longest=4096)
+    drawing = views.cache_by_length(MODELS, "zen-mode-7b", longest=4096)
     assert drawing.svg.startswith("<?xml")
+    assert "nothing was measured" in views.cache_by_length({}, "zen-mode-7b").svg
     grid = views.cache_table(MODELS)
     one = {row[1]: row for row in grid.rows if row[0] == "zen-mode-7b"}
     assert one["one latent"][-1] == "1"

@@ -16,10 +16,13 @@ _SHOWN = (Status.OK, Status.DISTURBED)
 _FORMS = {"mha": "a key a head", "gqa": "eight shared keys", "mla": "one latent"}
 
 
-def cache_by_length(model: Architecture, longest: int = 2**17) -> Drawing:
+def cache_by_length(models: Mapping[str, Architecture], name: str, longest: int = 2**17) -> Drawing:
     """Bytes of one sequence's cache in all layers against its length, by form; counted."""
     from zenrepro.report import style
 
+    model = models.get(name)
+    if model is None:  # a project of its own may have other models
+        return _empty()
     lengths = [2**n for n in range(10, longest.bit_length())]
     with style.paper():
         import matplotlib.pyplot as plt
