@@ -49,11 +49,12 @@ class Resources(NamedTuple):
 class TensorMap:
     """A descriptor of a tensor for the bulk copy engine (128 bytes, passed by value)."""
 
-    def __init__(self, words: Sequence[int]) -> None:
-        # Aligned by hand: the driver copies arguments, but the alignment is part of the type.
-        self._room = ctypes.create_string_buffer(128 + 64)
+    def __init__(self, words: Sequence[int] = ()) -> None:
+        # Aligned by hand: the driver encodes into memory aligned to 64 bytes, CUDA 13's header
+        # declares 128.
+        self._room = ctypes.create_string_buffer(128 + 128)
         address = ctypes.addressof(self._room)
-        self.address = address + (-address) % 64
+        self.address = address + (-address) % 128
         ctypes.memmove(self.address, (ctypes.c_uint64 * 16)(*words), 128)
 
 
@@ -227,23 +228,34 @@ def tensor_map(
     from cuda.bindings import driver
 
     prefix = "CU_TENSOR_MAP_"
-    words = _ask(
-        driver.cuTensorMapEncodeTiled(
-            getattr(driver.CUtensorMapDataType, f"{prefix}DATA_TYPE_{_ELEMENTS[dtype]}"),
-            len(shape),
-            pointer,
-            [driver.cuuint64_t(n) for n in shape],
-            [driver.cuuint64_t(n) for n in strides_bytes],
-            [driver.cuuint32_t(n) for n in box],
-            [driver.cuuint32_t(1)] * len(shape),
-            driver.CUtensorMapInterleave.CU_TENSOR_MAP_INTERLEAVE_NONE,
-            getattr(driver.CUtensorMapSwizzle, f"{prefix}SWIZZLE_{_SWIZZLES[swizzle]}"),
-            getattr(driver.CUtensorMapL2promotion, f"{prefix}L2_PROMOTION_{_PROMOTIONS[l2]}"),
-            driver.CUtensorMapFloatOOBfill.CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
-        ),
-        "cuTensorMapEncodeTiled",
+    made = TensorMap()
+    code = _encode_tiled()(
+        made.address,
+        getattr(driver.CUtensorMapDataType, f"{prefix}DATA_TYPE_{_ELEMENTS[dtype]}"),
+        len(shape),
+        pointer,
+        (ctypes.c_uint64 * 5)(*shape),
+        (ctypes.c_uint64 * 5)(*strides_bytes),
+        (ctypes.c_uint32 * 5)(*box),
+        (ctypes.c_uint32 * 5)(*[1] * len(shape)),
+        driver.CUtensorMapInterleave.CU_TENSOR_MAP_INTERLEAVE_NONE,
+        getattr(driver.CUtensorMapSwizzle, f"{prefix}SWIZZLE_{_SWIZZLES[swizzle]}"),
+        getattr(driver.CUtensorMapL2promotion, f"{prefix}L2_PROMOTION_{_PROMOTIONS[l2]}"),
+        driver.CUtensorMapFloatOOBfill.CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
     )
-    return TensorMap([int(word) for word in words.opaque])
+    what = f"cuTensorMapEncodeTiled of {shape}, strides {strides_bytes}, box {box}"
+    _ask((driver.CUresult(code),), what)
+    return made
+
+
+@cache
+def _encode_tiled() -> Any:
+    """The driver's own entry. The object into which cuda-bindings has it encode is not aligned to
+    the 64 bytes that it asks for (NVIDIA/cuda-python#1692: it can crash)."""
+    entry = ctypes.CDLL("libcuda.so.1").cuTensorMapEncodeTiled  # torch has it loaded
+    number, array = ctypes.c_uint32, ctypes.c_void_p
+    entry.argtypes = [array, number, number, *[array] * 5, *[number] * 4]
+    return entry
 
 
 def resources(cubin: bytes) -> dict[str, Resources]:
