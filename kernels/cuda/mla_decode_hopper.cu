@@ -881,7 +881,9 @@ DEVICE void consume(const Problem& problem, char* shared_pointer, const Plan& pl
                     p[i / 2 + 1] = pack<BF16>(y0, y1);
                 }
             };
-            if (fresh) mbarrier_wait(shared + Q_FULL_AT, segment & 1);
+            // This warpgroup's first page here. In the eager order it may come before the other's P,
+            // and copies land in any order: nothing else says that the queries are there.
+            if (page <= begin + 1) mbarrier_wait(shared + Q_FULL_AT, segment & 1);
             if (!EAGER || fresh) {
                 multiply_chunks(0, CHUNKS);
                 wgmma_commit();

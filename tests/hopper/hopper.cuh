@@ -205,7 +205,10 @@ inline void later(std::function<void()> effect) {
         effect();
         return;
     }
-    const long long wait = m.mode == 1 ? 1 << 20 : m.draw() % 4000;
+    // Some soon, some after every fiber has had many turns: a copy overtakes those before it.
+    constexpr u32 TURNS[3] = {1, 8, 64};
+    const long long wait =
+        m.mode == 1 ? 1 << 20 : m.draw() % (TURNS[m.draw() % 3] * m.fibers.size());
     m.pending.emplace_back(m.step + wait, std::move(effect));
 }
 
