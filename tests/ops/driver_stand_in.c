@@ -9,7 +9,16 @@ static int unknown(void) { return 999; }
 int cuInit(unsigned flags) { return 0; }
 int cuDriverGetVersion(int* version) { return *version = 13000, 0; }
 int cuCtxGetDevice(int* device) { return *device = 0; }
-int cuModuleLoadData(void** module, const void* image) { return *module = (void*)0x1000, 0; }
+static int capture_mode = 1;  // of this thread
+int cuThreadExchangeStreamCaptureMode(int* mode) {
+    const int before = capture_mode;
+    capture_mode = *mode, *mode = before;
+    return 0;
+}
+int cuModuleLoadData(void** module, const void* image) {
+    printf("{\"call\": \"load\", \"capture_mode\": %d}\n", capture_mode);
+    return *module = (void*)0x1000, 0;
+}
 int cuModuleGetFunction(void** function, void* module, const char* name) {
     return *function = (void*)0x2000, 0;
 }
@@ -52,7 +61,7 @@ int cuLaunchKernelEx(const struct Config* c, void* function, void** arguments, v
     for (int i = 0; i < 128; ++i) whole = whole && map[i] == i;
     const uint32_t rest[] = {c->shared_bytes, (uint32_t)(uintptr_t)c->stream, whole,
                              *(int*)arguments[1]};
-    printf("{\"call\": \"launch\"");
+    printf("{\"call\": \"launch\", \"capture_mode\": %d", capture_mode);
     numbers("grid", c->grid, 3, 4);
     numbers("block", c->block, 3, 4);
     numbers("rest", rest, 4, 4);

@@ -88,3 +88,9 @@ def test_launches_say_what_they_are(told: list[dict[str, Any]]) -> None:
 def test_more_shared_memory_than_48_kib_is_asked_for_once(told: list[dict[str, Any]]) -> None:
     # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
     assert [(a["attribute"], a["value"]) for a in calls(told, "allow")] == [(8, 232160)]
+
+
+def test_a_kernel_may_be_loaded_during_capture(told: list[dict[str, Any]]) -> None:
+    # Loading is relaxed (2), the thread's own mode is put back.
+    assert [call["capture_mode"] for call in calls(told, "load")] == [2]
+    assert {call["capture_mode"] for call in calls(told, "launch")} == {1}

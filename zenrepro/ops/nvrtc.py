@@ -119,10 +119,15 @@ def function(source: str, name: str, *, arch: str = "sm_90a", defines: Defines =
 def _function(source: str, name: str, arch: str, defines: Defines, device: int) -> Function:
     from cuda.bindings import driver
 
-    module = _ask(
-        driver.cuModuleLoadData(compile(source, arch=arch, defines=defines)), "cuModuleLoadData"
-    )
-    handle = _ask(driver.cuModuleGetFunction(module, name.encode()), f"kernel {name}")
+    cubin = compile(source, arch=arch, defines=defines)
+    # Loading may allocate, which another mode of capture forbids (and then the capture is lost).
+    relaxed = driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_RELAXED
+    before = _ask(driver.cuThreadExchangeStreamCaptureMode(relaxed), "capture mode")
+    try:
+        module = _ask(driver.cuModuleLoadData(cubin), "cuModuleLoadData")
+        handle = _ask(driver.cuModuleGetFunction(module, name.encode()), f"kernel {name}")
+    finally:
+        driver.cuThreadExchangeStreamCaptureMode(before)
     attribute = driver.CUfunction_attribute
     registers, local_bytes = (
         int(_ask(driver.cuFuncGetAttribute(which, handle), "cuFuncGetAttribute"))
