@@ -426,10 +426,12 @@ struct Softmax {
 };
 
 // 2^x, x at most a few: x = i + f, a polynomial of f in [-1/2, 1/2] (minimax; relative error
-// 7.5e-5, and 2.6e-6 for fp16: far below the rounding that follows), i added to the exponent.
-// Below 2^-120 it stays there: not for masked scores. NaN comes out as NaN or infinite.
+// 7.5e-5, and 2.6e-6 for fp16: far below the rounding that follows), times 2^i. Below 2^-120 it
+// stays there: not for masked scores. NaN stays NaN (adding i to the exponent's bits would make it
+// finite, and e4m3 saturates what is large).
 DEVICE float exp2_polynomial(float x) {
-    constexpr float ROUND = 12582912.0f;  // 1.5 * 2^23: the sum's low bits are x rounded
+    // 1.5 * 2^23 + 127: the sum's low bits are x rounded, as an exponent.
+    constexpr float ROUND = 12583039.0f;
     x = maximum_nan(x, -120.0f);
     const float rounded = x + ROUND;
     const float f = x - (rounded - ROUND);
@@ -444,7 +446,7 @@ DEVICE float exp2_polynomial(float x) {
         y = fmaf(y, f, 0.6931218f);
         y = fmaf(y, f, 0.9999993f);
     }
-    return __uint_as_float(__float_as_uint(y) + (__float_as_uint(rounded) << 23));
+    return y * __uint_as_float(__float_as_uint(rounded) << 23);
 }
 
 // Scores of columns at or past `seen` (counted from this thread's first column) become -inf.

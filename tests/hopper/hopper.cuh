@@ -5,9 +5,10 @@
 // product may read its operands as early as its issue or as late as the wait for it, and its
 // accumulators are NaN in between; which fiber runs next is drawn. A kernel that reads before it
 // waits, or hands a buffer back too early, computes NaN under some seed; one that waits for what
-// never comes is reported as a deadlock, and reported is a product or a copy out of shared memory that a
-// thread wrote and did not fence for it. Not modelled: registers of an asynchronous product that
-// are rewritten before its wait, writes through plain pointers without a fence, timing.
+// never comes is reported as a deadlock. Reported are also a product or a copy out of shared memory
+// that a thread wrote and did not fence for it, and a write to what a product reads before its wait.
+// Not modelled: registers of an asynchronous product that are rewritten before its wait, writes
+// through plain pointers without a fence, timing.
 //
 // Layouts follow the PTX ISA manual: "Asynchronous Warpgroup Level Matrix Instructions" (register
 // fragments, shared memory layout, matrix descriptor) and "Tensors" (tiled mode, swizzling).
@@ -108,6 +109,9 @@ struct Product {  // one wgmma of a warpgroup
         u32 a[4] = {};
     };
     std::vector<Part> parts = std::vector<Part>(128);
+    // What it reads of shared memory, in units of 16 bytes: each warp its rows of A, all of them B.
+    std::vector<u32> reads_a[4], reads_b;
+    bool waited[4] = {};
 };
 
 struct Warpgroup {
@@ -153,6 +157,7 @@ struct Block {
     std::vector<u8> room;
     u8* memory = nullptr;
     std::vector<u16> unfenced;  // by byte: 1 + the thread whose write no proxy fence followed
+    std::vector<int> readers;   // by 16 bytes: products that were not yet waited for
     std::map<u32, Barrier> barriers;
     std::map<u32, Named> named;
     std::vector<Exchange> warps;
@@ -218,10 +223,21 @@ inline u8* shared(u32 address, u32 bytes, Block* block = nullptr) {
         fail("shared address " + std::to_string(address) + " outside the block's memory");
     return block->memory + (address - SHARED_BASE);
 }
+// Nothing may write what an asynchronous product reads before those who free it waited for it.
+inline void free_of_readers(u32 address, u32 bytes, Block* block) {
+    const u32 first = (address - SHARED_BASE) / 16, last = (address - SHARED_BASE + bytes - 1) / 16;
+    for (u32 unit = first; unit <= last; ++unit)
+        if (block->readers[unit])
+            fail("shared address " + std::to_string(address) +
+                 " is overwritten while a matrix product that reads it was not waited for");
+}
 // An ordinary write to shared memory.
 inline void write(u32 address, const void* from, u32 bytes) {
     Fiber* me = machine->now;
-    std::memcpy(shared(address, bytes), from, bytes);
+    u8* to = shared(address, bytes);
+    // The same bytes again do no harm (warpgroups that clear what they share).
+    if (std::memcmp(to, from, bytes)) free_of_readers(address, bytes, me->block);
+    std::memcpy(to, from, bytes);
     const u32 offset = address - SHARED_BASE;
     std::fill_n(me->block->unfenced.begin() + offset, bytes, static_cast<u16>(me->thread + 1));
     me->written.emplace_back(offset, bytes);
@@ -238,6 +254,7 @@ inline const u8* fenced(u32 address, u32 bytes, Block* block) {
 // What a copy into shared memory overwrites needs no fence any more.
 inline u8* overwritten(u32 address, u32 bytes, Block* block) {
     u8* at = shared(address, bytes, block);
+    free_of_readers(address, bytes, block);
     std::fill_n(block->unfenced.begin() + (address - SHARED_BASE), bytes, 0);
     return at;
 }
@@ -345,8 +362,8 @@ inline u32 swizzled(u32 address, u32 mode) {  // mode as in a matrix descriptor
     }
 }
 
-// Element (mn, k) of an operand in shared memory.
-inline float operand(Block* block, u64 descriptor, bool transposed, int kind, int mn, int k) {
+// Where element (mn, k) of an operand lies in shared memory.
+inline u32 operand_address(u64 descriptor, bool transposed, int kind, int mn, int k) {
     const u32 size = kind == 2 ? 1 : 2;
     const u32 start = (descriptor & 0x3fff) << 4;
     const u32 leading = (descriptor >> 16 & 0x3fff) << 4, stride = (descriptor >> 32 & 0x3fff) << 4;
@@ -367,12 +384,44 @@ inline float operand(Block* block, u64 descriptor, bool transposed, int kind, in
         const u32 wide = row_bytes / size;
         address = start + mn % wide * size + k % 8 * row_bytes + k / 8 * stride + mn / wide * leading;
     }
-    address = swizzled(address, mode);
-    const u8* at = fenced(address, size, block);
+    return swizzled(address, mode);
+}
+inline float operand(Block* block, u64 descriptor, bool transposed, int kind, int mn, int k) {
+    const u32 address = operand_address(descriptor, transposed, kind, mn, k);
+    const u8* at = fenced(address, kind == 2 ? 1 : 2, block);
     if (kind == 2) return from_e4m3(*at);
     u16 bits;
     std::memcpy(&bits, at, 2);
     return kind == 0 ? from_bf16(bits) : from_f16(bits);
+}
+
+// Marks what a product reads, from its issue to the waits of the warps that read it.
+inline void begin_reading(Block* block, Product& p) {
+    const int each = p.kind == 2 ? 16 : 8;  // elements of 16 bytes
+    auto units = [&](u64 descriptor, bool transposed, int from, int to) {
+        std::vector<u32> found;
+        const int mn_step = transposed ? each : 1, k_step = transposed ? 1 : each;
+        for (int mn = from; mn < to; mn += mn_step)
+            for (int k = 0; k < p.depth; k += k_step)
+                found.push_back(
+                    (operand_address(descriptor, transposed, p.kind, mn, k) - SHARED_BASE) / 16);
+        for (const u32 unit : found)
+            if (unit < block->readers.size()) ++block->readers[unit];
+        return found;
+    };
+    p.reads_b = units(p.b, p.transpose_b, 0, p.n);
+    for (int warp = 0; warp < 4 && !p.from_registers; ++warp)
+        p.reads_a[warp] = units(p.a, p.transpose_a, 16 * warp, 16 * warp + 16);
+}
+inline void end_reading(Block* block, Product& p, u32 warp) {
+    if (p.waited[warp]) return;
+    p.waited[warp] = true;
+    auto free = [&](const std::vector<u32>& units) {
+        for (const u32 unit : units)
+            if (unit < block->readers.size()) --block->readers[unit];
+    };
+    free(p.reads_a[warp]);
+    if (p.waited[0] && p.waited[1] && p.waited[2] && p.waited[3]) free(p.reads_b);
 }
 
 inline void execute(Block* block, u32 first_thread, Product& p) {
@@ -433,6 +482,7 @@ __attribute__((noinline)) inline void issue(float* d, int n, int depth, int kind
         p.n = n, p.depth = depth, p.kind = kind, p.from_registers = regs != nullptr;
         p.a = a, p.b = b, p.transpose_a = transpose_a, p.transpose_b = transpose_b;
         p.accumulate = accumulate, p.group = me->group;
+        begin_reading(block, p);
     } else if (p.n != n || p.kind != kind || p.from_registers != (regs != nullptr) || p.a != a ||
                p.b != b || p.transpose_b != transpose_b || p.transpose_a != transpose_a ||
                p.accumulate != accumulate || p.group != me->group) {
@@ -468,6 +518,7 @@ __attribute__((noinline)) inline void retire(int pending) {
     pause_until([newest] { return newest->issued == 128; }, "wgmma by all of the warpgroup");
     execute_up_to(block, which, upto);
     const u32 t = me->thread % 128;
+    for (size_t i = me->retired; i < upto; ++i) end_reading(block, *group.products[i], t / 32);
     me->retired = upto;
     for (auto it = me->in_flight.begin(); it != me->in_flight.end();) {
         bool flies = false;
@@ -675,6 +726,7 @@ int launch(void (*kernel)(A...), void** arguments, const u32* grid, const u32* b
                 u8* base = b->room.data();
                 b->memory = base + (16 - reinterpret_cast<u64>(base) % 16) % 16;
                 b->unfenced.assign(b->room.size(), 0);
+                b->readers.assign(b->room.size() / 16 + 1, 0);
                 b->warps.resize((m.threads + 31) / 32);
                 b->warpgroups.resize((m.threads + 127) / 128);
                 for (u32 t = 0; t < m.threads; ++t) {

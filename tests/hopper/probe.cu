@@ -40,6 +40,9 @@ extern "C" __global__ void __launch_bounds__(128, 1)
         Wgmma<COLUMNS, DTYPE>::ss<MN_MAJOR>(d, matrix_descriptor(a + 32 * k, 1024), right, 1);
     }
     wgmma_commit();
+#if OVERWRITE
+    if (threadIdx.x == OVERWRITE) store_shared(OVERWRITE == 1 ? a : b, 1.0f);
+#endif
 #if WAIT_PRODUCT
     wgmma_wait<0>();
 #endif

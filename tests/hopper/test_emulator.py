@@ -31,6 +31,7 @@ def multiply(mode: str, seed: int = 0, **options: int) -> tuple[np.ndarray, np.n
         "WAIT": 1,
         "WAIT_PRODUCT": 1,
         "EXTRA_BYTES": 0,
+        "OVERWRITE": 0,
     } | options
     columns = given["COLUMNS"]
     draw = np.random.default_rng(seed)
@@ -74,3 +75,10 @@ def test_an_accumulator_read_before_its_wait_is_seen() -> None:
 def test_bytes_that_never_come_are_a_deadlock() -> None:
     with pytest.raises(emulator.EmulationError, match=r"deadlock.*\n.*mbarrier"):
         multiply("drawn", EXTRA_BYTES=16)
+
+
+@pytest.mark.parametrize("thread", [1, 127])  # writes to A's first rows; to B
+@pytest.mark.parametrize("mode", emulator.MODES)
+def test_operands_overwritten_before_their_wait_are_seen(mode: str, thread: int) -> None:
+    with pytest.raises(emulator.EmulationError, match="overwritten while a matrix product"):
+        multiply(mode, OVERWRITE=thread)
