@@ -97,3 +97,17 @@ def test_arguments_that_do_not_fit(wrong: dict[str, object], said: str | None) -
 def test_a_device_that_is_not_hopper(fp8: bool) -> None:
     with pytest.raises(ValueError, match="q: wants a CUDA tensor on sm_90, got one on cpu"):
         torch_hopper.decode(**arguments(fp8))
+
+
+def test_an_outgrown_workspace_stays_for_captured_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch_hopper, "multiprocessors", lambda _: 1)
+    monkeypatch.setattr(torch_hopper, "_workspaces", {})
+    monkeypatch.setattr(torch_hopper, "_outgrown", [])
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    device = torch.device("cpu")
+    first = torch_hopper.shared_workspace(device, 1)
+    assert torch_hopper.shared_workspace(device, 1 << 16) is first
+    larger = torch_hopper.shared_workspace(device, 1 << 17)
+    assert larger.counters.numel() >= 2 << 17
+    assert torch_hopper.shared_workspace(device, 1) is larger
+    assert [kept is first for kept in torch_hopper._outgrown] == [True]

@@ -145,6 +145,7 @@ def make_workspace(device: torch.device, counters: int = 1 << 16) -> Workspace:
 
 
 _workspaces: dict[torch.device, Workspace] = {}
+_outgrown: list[Workspace] = []  # a captured graph may still write there
 
 
 def shared_workspace(device: torch.device, counters: int) -> Workspace:
@@ -152,9 +153,12 @@ def shared_workspace(device: torch.device, counters: int) -> Workspace:
     what is allocated then belongs to the graph."""
     found = _workspaces.get(device)
     if found is None or found.counters.numel() < 2 * counters:
-        found = make_workspace(device, max(counters, 1 << 16))
+        larger = make_workspace(device, max(counters, 1 << 16))
         if not torch.cuda.is_current_stream_capturing():
-            _workspaces[device] = found
+            if found is not None:
+                _outgrown.append(found)
+            _workspaces[device] = larger
+        found = larger
     return found
 
 
