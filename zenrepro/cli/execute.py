@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterator, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -46,19 +47,22 @@ def execute(
             "install zenrepro[run], or use `zenrepro report` on the results there are"
         ) from error
 
+    def run() -> None:
+        execute_notebook(
+            notebook,
+            output,
+            dict(parameters),
+            kernel_name="python3",
+            language="python",
+            progress_bar=False,
+            cwd=working_folder,
+            kernel_manager_class=ThisInterpreter,
+            shutdown_kernel="immediate",
+        )
+
     try:
         with _environment(environment):
-            execute_notebook(
-                notebook,
-                output,
-                dict(parameters),
-                kernel_name="python3",
-                language="python",
-                progress_bar=False,
-                cwd=working_folder,
-                kernel_manager_class=ThisInterpreter,
-                shutdown_kernel="immediate",
-            )
+            _interruptible(run, ThisInterpreter.kill_all)
     except OSError as error:
         if error.filename is None:
             error.filename = str(output)  # a full disk does not say where
@@ -71,6 +75,36 @@ def execute(
     except DeadKernelError:
         _note_death(output)
         raise KernelDied("the kernel's process died") from None
+
+
+def _interruptible(run: Callable[[], None], kill: Callable[[], None]) -> None:
+    """``run`` in a thread of its own, so that an interrupt reaches this one and nothing else.
+
+    In the main thread nbclient would take the signal for itself and race with its own clean-up:
+    now and then the run went on, or ended in a traceback. Here the kernel is killed first, and
+    KeyboardInterrupt is raised once the thread has seen that and ended.
+    """
+    raised: list[BaseException] = []
+    over = threading.Event()  # an interrupted join() takes a living thread for ended
+
+    def guarded() -> None:
+        try:
+            run()
+        except BaseException as error:  # noqa: BLE001  (raised below, in the thread that waits)
+            raised.append(error)
+        finally:
+            over.set()
+
+    threading.Thread(target=guarded, name="notebook", daemon=True).start()
+    try:
+        while not over.wait(0.5):
+            pass
+    except KeyboardInterrupt:
+        while not over.wait(0.1):
+            kill()
+        raise
+    if raised:
+        raise raised[0]
 
 
 def _without_iri_grammar() -> None:

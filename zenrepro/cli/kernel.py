@@ -5,8 +5,9 @@ from __future__ import annotations
 import shutil
 import sys
 import tempfile
+import weakref
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from jupyter_client.kernelspec import KernelSpec
 from jupyter_client.manager import AsyncKernelManager
@@ -21,8 +22,11 @@ class ThisInterpreter(AsyncKernelManager):
     machine can open. A folder whose name is too long for sockets leaves the ports.
     """
 
+    _all: ClassVar[weakref.WeakSet[ThisInterpreter]] = weakref.WeakSet()
+
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
+        self._all.add(self)
         self._folder = Path(tempfile.mkdtemp(prefix="zk"))
         self.connection_file = str(self._folder / "k.json")
         if len(self.connection_file) < _LONGEST_SOCKET:
@@ -34,6 +38,14 @@ class ThisInterpreter(AsyncKernelManager):
         shutil.rmtree(self._folder, ignore_errors=True)
 
     cleanup_resources = _async_cleanup_resources
+
+    @classmethod
+    def kill_all(cls) -> None:
+        """End every kernel that this process has running, at once. Safe from another thread."""
+        for manager in list(cls._all):
+            process = getattr(manager.provisioner, "process", None)
+            if process is not None and process.poll() is None:
+                process.kill()
 
     @property
     def kernel_spec(self) -> Any:
