@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 from collections.abc import Callable
 from typing import Any
@@ -12,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from zenrepro.ops.attention import TABLE, arguments
-from zenrepro.ops.entry import Entry
+from zenrepro.ops.entry import Entry, UnsupportedError
 
 torch = pytest.importorskip("torch")
 
@@ -85,6 +86,9 @@ BAD_VARLEN: list[tuple[dict[str, Any], str]] = [
     ({"max_seqlen_q": -1}, "max_seqlen_q: wants a whole number of at least 0, got -1"),
     ({"causal": None}, "causal: wants True or False, got None"),
     ({"scale": 0.0}, "scale: wants a positive finite number or None, got 0.0"),
+    ({"scale": "0.1"}, "scale: wants a positive finite number or None, got '0.1'"),
+    ({"scale": True}, "scale: wants a positive finite number or None, got True"),
+    ({"scale": 10**400}, "scale: wants a positive finite number or None, got 1000"),
 ]
 BAD_PAGED: list[tuple[dict[str, Any], str]] = [
     ({"q": (3, 4, 8)}, "q: wants 4 dimensions [B, T, H, D], got (3, 4, 8)"),
@@ -138,6 +142,77 @@ def test_wrong_dtypes_are_named(entry: Entry, layout: str) -> None:
         named = "k_?[a-z]*" if name == "q" else name  # q's own is as good as theirs
         with pytest.raises(ValueError, match=f"^{named}: wants {wanted}"):
             function(*tensors, **rest)
+
+
+EVERY = [(entry, layout) for entry in TABLE for layout in entry.needs.layouts]
+
+
+@pytest.mark.parametrize(("entry", "layout"), EVERY, ids=[f"{e.name}-{la}" for e, la in EVERY])
+def test_arrays_of_another_framework_are_named(entry: Entry, layout: str) -> None:
+    """One of them or all, on every row, the ones for other devices too."""
+    pytest.importorskip({"mlx": "mlx.core"}.get(entry.backend, entry.backend))
+    function = entry.load(layout)
+    good = GOOD[layout]
+    listed = [name for name, value in good.items() if isinstance(value, tuple | list)]
+    wanted = {"torch": "a torch tensor", "jax": "a jax array", "mlx": "an mlx array"}
+    for foreign in ("numpy", "jax" if entry.backend == "torch" else "torch"):
+        if foreign != "numpy" and importlib.util.find_spec(foreign) is None:
+            continue
+        for changed in (*([name] for name in listed), listed):
+            mixed = {
+                name: array(
+                    foreign if name in changed else entry.backend, value, form(entry, value)
+                )
+                if name in listed
+                else value
+                for name, value in good.items()
+            }
+            tensors, rest = positional(layout, mixed)
+            with pytest.raises(ValueError, match=r"^\w+: wants ") as caught:
+                function(*tensors, **rest)
+            name, _, told = str(caught.value).partition(": wants ")
+            assert "\n" not in told
+            if len(changed) > 1 or "dtype" not in told:  # k of another framework than q, say
+                assert name == changed[0]
+                assert told.startswith(f"{wanted[entry.backend]}, got {foreign}")
+
+
+def form(entry: Entry, value: Any) -> str | None:
+    """A dtype that the row takes on any of its devices; of whole numbers their own."""
+    if isinstance(value, list):
+        return None
+    return "float32" if any("fp32" in forms for forms in entry.needs.dtypes.values()) else "float16"
+
+
+def on_cpu(backend: str) -> bool:
+    """Whether the backend is here, and puts arrays on a CPU unless told otherwise."""
+    if backend != "jax" or importlib.util.find_spec("jax") is None:
+        return False
+    import jax
+
+    return bool(jax.default_backend() == "cpu")
+
+
+def test_rows_for_an_accelerator_refuse_a_cpus_arrays() -> None:
+    for entry, layout in EVERY:
+        if "cpu" in entry.needs.dtypes or entry.name == "torch.flex":  # flex's loops run on a CPU
+            continue
+        if entry.backend != "torch" and not on_cpu(entry.backend):
+            continue
+        value = {"k": (2, 5, 4, 16), "v": (2, 5, 4, 16), "q": (2, 3, 4, 16)}
+        given_ = GOOD[layout] | (value if layout == "dense" else {})
+        tensors, rest = positional(layout, {
+            name: array(entry.backend, value, form(entry, value))
+            if isinstance(value, tuple | list) else value
+            for name, value in given_.items()
+        })  # fmt: skip
+        # Libraries that have code for several devices say themselves what they lack.
+        by_library = entry.name.startswith(("torch.sdpa", "jax.cudnn"))
+        refused = UnsupportedError if by_library else ValueError
+        said = "." if by_library else r"^q: wants (a (cuda|CUDA) tensor|an array on an accel)"
+        with pytest.raises(refused, match=said) as caught:
+            entry.load(layout)(*tensors, **rest)
+        assert "\n" not in str(caught.value)
 
 
 CHECKS: dict[str, Callable[..., Any]] = {

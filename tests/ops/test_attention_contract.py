@@ -169,7 +169,7 @@ def test_wrong_arguments_are_named(entry: Entry) -> None:
     q, k = to(entry.backend, np.zeros(good), "fp32"), to(entry.backend, np.zeros(good), "fp16")
     with pytest.raises(ValueError, match=r"^k: wants q's dtype .*float32, got .*float16"):
         function(q, k, q, causal=True)
-    whole = np.zeros(good, np.int32)
+    whole = backends.open(entry.backend, "cpu").whole(np.zeros(good, np.int32))
     with pytest.raises(ValueError, match=r"^q: wants float16, bfloat16, float32 or float64"):
         function(whole, whole, whole, causal=True)
     with pytest.raises(ValueError, match=r"^q: wants an array .* got list"):

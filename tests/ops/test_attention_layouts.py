@@ -258,3 +258,24 @@ def test_what_lies_behind_a_sequence_is_never_seen(entry: Entry) -> None:
     indices = {"block_table": backend.whole(table), "cache_seqlens": backend.whole(held)}
     out = backend.numpy(entry.load("paged")(*poisoned, causal=True, **indices))
     assert np.array_equal(out, clean)
+
+
+VARLEN_ON_CPU = [e for e in TABLE if "varlen" in e.needs.layouts and "cpu" in e.needs.dtypes]
+
+
+@pytest.mark.parametrize("entry", VARLEN_ON_CPU, ids=lambda entry: entry.name)
+def test_rows_behind_the_last_sequence_are_never_seen(entry: Entry) -> None:
+    """A buffer of keys may be larger than its sequences, and hold anything there."""
+    pytest.importorskip({"mlx": "mlx.core"}.get(entry.backend, entry.backend))
+    backend = backends.open(entry.backend, "cpu")
+    rng = np.random.default_rng(0)
+    q, k, v = (rng.standard_normal((rows, 2, 8)).astype(np.float32) for rows in (7, 12, 12))
+    offsets = {"cu_seqlens_q": np.array([0, 3, 7], np.int32),
+               "cu_seqlens_k": np.array([0, 4, 9], np.int32)}  # fmt: skip
+    more = {"max_seqlen_q": 4, "max_seqlen_k": 5, "causal": True}
+    wanted = reference.attention_varlen(q, k, v, **offsets, **more)
+    k[9:], v[9:] = np.nan, np.nan
+    given_ = (backend.asarray(x, "fp32") for x in (q, k, v))
+    whole = {name: backend.whole(x) for name, x in offsets.items()}
+    out = backend.numpy(entry.load("varlen")(*given_, **whole, **more))
+    assert np.abs(out - wanted).max() < 1e-5

@@ -288,6 +288,83 @@ PREFILL_ERRORS = {
 }
 
 
+def made_by(framework: str, host: Any) -> Any:
+    """A numpy array as one of a framework; what is none stays."""
+    if not isinstance(host, np.ndarray) or framework == "numpy":
+        return host
+    if framework == "torch":
+        return pytest.importorskip("torch").from_numpy(host)
+    if framework == "jax":
+        return pytest.importorskip("jax").numpy.asarray(host)
+    return pytest.importorskip("mlx.core").array(host)
+
+
+GIVEN = {"decode": good_decode, "prefill": good_prefill}
+EVERY = [(entry, phase) for entry in TABLE for phase in entry.needs.phases]
+OF_EVERY = pytest.mark.parametrize(
+    ("entry", "phase"), EVERY, ids=[f"{e.name}-{phase}" for e, phase in EVERY]
+)
+
+
+@OF_EVERY
+def test_arrays_of_another_framework_are_named(entry: Entry, phase: str) -> None:
+    """One of them or all, on every row, the ones for other devices too."""
+    wanted = {"torch": "(a torch )?tensor", "jax": "a jax array", "mlx": "an mlx array"}
+    function = load(entry, phase)
+    given = GIVEN[phase]()
+    listed = [name for name, host in given.items() if isinstance(host, np.ndarray)]
+    for foreign in ("numpy", "mlx" if entry.backend == "torch" else "torch"):
+        for changed in (*([name] for name in listed), listed):
+            mixed = {n: made_by(foreign if n in changed else entry.backend, x)
+                     for n, x in given.items()}  # fmt: skip
+            with pytest.raises(ValueError, match=r"^\w+: wants [^\n]+, got [^\n]+$") as caught:
+                function(**mixed)
+            said = str(caught.value)
+            if "dtype" not in said and "bfloat16" not in said:  # one's dtype is another's
+                assert re.match(f"{changed[0]}: wants (a )?{wanted[entry.backend]}", said), said
+
+
+@OF_EVERY
+def test_a_scale_that_is_no_number_is_named(entry: Entry, phase: str) -> None:
+    if "cpu" not in entry.needs.dtypes:
+        pytest.skip(
+            f"{entry.name} runs on {', '.join(entry.needs.dtypes)}: other checks come first"
+        )
+    given = {name: made_by(entry.backend, host) for name, host in GIVEN[phase]().items()}
+    for wrong in ("0.1", [0.1], True, 10**400):
+        with pytest.raises(
+            ValueError, match=r"^scale: wants a positive finite number or None, got "
+        ):
+            load(entry, phase)(**{**given, "scale": wrong})
+
+
+def test_a_cache_with_gaps_is_read_as_one_without() -> None:
+    torch = pytest.importorskip("torch")
+    from zenrepro.ops.mla import torch_absorbed
+
+    rng = np.random.default_rng(0)
+    given = good_decode() | {"cache": rng.standard_normal((3, PAGE, ROW)).astype(np.float32)}
+    tensors = {name: made_by("torch", host) for name, host in given.items()}
+    wanted = torch_absorbed.decode(**tensors)
+    turned = tensors["cache"].permute(2, 1, 0).contiguous().permute(2, 1, 0)
+    assert not turned.is_contiguous()
+    assert torch.equal(torch_absorbed.decode(**{**tensors, "cache": turned}), wanted)
+
+
+@pytest.mark.parametrize("traced", ["q", "indices"])
+def test_jax_may_trace_some_of_the_arguments(traced: str) -> None:
+    """A cache, or lengths, that a jitted function closes over."""
+    jax = pytest.importorskip("jax")
+    from zenrepro.ops.mla import jax_absorbed
+
+    given = {name: made_by("jax", host) for name, host in good_decode().items()}
+    names = ["q"] if traced == "q" else ["block_table", "cache_seqlens"]
+    inside = {name: given[name] for name in names}
+    kept = {name: x for name, x in given.items() if name not in names}
+    out = jax.jit(lambda inside: jax_absorbed.decode(**inside, **kept))(inside)
+    assert np.allclose(out, jax_absorbed.decode(**given), atol=1e-6)
+
+
 @pytest.mark.parametrize("message", DECODE_ERRORS)
 def test_decode_names_what_is_wrong(message: str) -> None:
     assert arguments.check_decode(**good_decode()).heads == 4

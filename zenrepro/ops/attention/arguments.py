@@ -10,11 +10,12 @@ and page indices for themselves, so that even then nothing outside the arrays is
 
 from __future__ import annotations
 
-import math
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+from zenrepro.ops import arrays
 
 # A format's name in the frameworks, as the end of what str(dtype) gives.
 _DTYPES = {
@@ -75,15 +76,16 @@ def check(
     causal: bool,
     scale: float | None = None,
     formats: tuple[str, ...] = FORMATS,
+    framework: str | None = None,
 ) -> Shape:
     """Return the sizes of q [B, T, H, D], k [B, S, Hkv, D], v [B, S, Hkv, Dv].
 
-    ``formats`` are the dtypes taken. Raises ValueError naming the argument, what came and what is
-    wanted.
+    ``formats`` are the dtypes taken, ``framework`` whose arrays (None: any). Raises ValueError
+    naming the argument, what came and what is wanted.
     """
     wanted = {"q": (q, "[B, T, H, D]"), "k": (k, "[B, S, Hkv, D]"), "v": (v, "[B, S, Hkv, Dv]")}
     for name, (array, axes) in wanted.items():
-        _check_array(name, array, axes, q, formats)
+        _check_array(name, array, axes, q, formats, framework)
         if 0 in tuple(array.shape):
             raise ValueError(f"{name}: wants no empty dimension, got {tuple(array.shape)}")
     batch, query_len, heads, head_dim = tuple(q.shape)
@@ -102,7 +104,14 @@ def check(
             f"q: wants at most as many queries as keys ({cache_len}) when causal, got {query_len}"
         )
     return Shape(
-        batch, query_len, cache_len, heads, kv_heads, head_dim, value_dim, _scale(scale, head_dim)
+        batch,
+        query_len,
+        cache_len,
+        heads,
+        kv_heads,
+        head_dim,
+        value_dim,
+        arrays.scale(scale, head_dim**-0.5),
     )
 
 
@@ -118,6 +127,7 @@ def check_varlen(
     causal: bool,
     scale: float | None = None,
     formats: tuple[str, ...] = FORMATS,
+    framework: str | None = None,
 ) -> VarlenShape:
     """Return the sizes of q [Tq, H, D], k [Tk, Hkv, D], v [Tk, Hkv, Dv] with int32 [B + 1] offsets.
 
@@ -128,7 +138,7 @@ def check_varlen(
     """
     wanted = {"q": (q, "[Tq, H, D]"), "k": (k, "[Tk, Hkv, D]"), "v": (v, "[Tk, Hkv, Dv]")}
     for name, (array, axes) in wanted.items():
-        _check_array(name, array, axes, q, formats)
+        _check_array(name, array, axes, q, formats, framework)
         if 0 in tuple(array.shape)[1:]:
             raise ValueError(f"{name}: wants no empty dimension but rows, got {tuple(array.shape)}")
     queries, heads, head_dim = tuple(q.shape)
@@ -141,7 +151,7 @@ def check_varlen(
     _check_causal(causal)
     offsets = {"cu_seqlens_q": (cu_seqlens_q, queries), "cu_seqlens_k": (cu_seqlens_k, keys)}
     for name, (array, _) in offsets.items():
-        _check_indices(name, array, "[B + 1]", 1, q)
+        _check_indices(name, array, "[B + 1]", 1, q, framework)
         if array.shape[0] < 2:
             raise ValueError(f"{name}: wants [B + 1] offsets, got {tuple(array.shape)}")
     batch = cu_seqlens_q.shape[0] - 1
@@ -160,7 +170,7 @@ def check_varlen(
         _check_offsets("cu_seqlens_k", cu_seqlens_k, keys, max_seqlen_k, every_row=False)
     return VarlenShape(
         batch, queries, keys, int(max_seqlen_q), int(max_seqlen_k), heads, kv_heads, head_dim,
-        value_dim, _scale(scale, head_dim),
+        value_dim, arrays.scale(scale, head_dim**-0.5),
     )  # fmt: skip
 
 
@@ -174,6 +184,7 @@ def check_paged(
     causal: bool,
     scale: float | None = None,
     formats: tuple[str, ...] = FORMATS,
+    framework: str | None = None,
 ) -> PagedShape:
     """Return the sizes of q [B, T, H, D], k_cache [P, page, Hkv, D], v_cache [P, page, Hkv, Dv]
     with block_table int32 [B, pages] and cache_seqlens int32 [B].
@@ -186,7 +197,7 @@ def check_paged(
         "v_cache": (v_cache, "[P, page, Hkv, Dv]"),
     }  # fmt: skip
     for name, (array, axes) in wanted.items():
-        _check_array(name, array, axes, q, formats)
+        _check_array(name, array, axes, q, formats, framework)
         if 0 in tuple(array.shape):
             raise ValueError(f"{name}: wants no empty dimension, got {tuple(array.shape)}")
     batch, query_len, heads, head_dim = tuple(q.shape)
@@ -201,20 +212,30 @@ def check_paged(
         )
     _check_heads("k_cache", heads, kv_heads)
     _check_causal(causal)
-    check_table(block_table, cache_seqlens, batch=batch, pages=pages, page_size=page_size, beside=q)
+    check_table(
+        block_table, cache_seqlens, batch=batch, pages=pages, page_size=page_size, beside=q,
+        framework=framework,
+    )  # fmt: skip
     return PagedShape(
         batch, query_len, pages, page_size, block_table.shape[1], heads, kv_heads, head_dim,
-        value_dim, _scale(scale, head_dim),
+        value_dim, arrays.scale(scale, head_dim**-0.5),
     )  # fmt: skip
 
 
 def check_table(
-    block_table: Any, cache_seqlens: Any, *, batch: int, pages: int, page_size: int, beside: Any
+    block_table: Any,
+    cache_seqlens: Any,
+    *,
+    batch: int,
+    pages: int,
+    page_size: int,
+    beside: Any,
+    framework: str | None = None,
 ) -> None:
     """Check block_table int32 [B, pages] and cache_seqlens int32 [B] of a cache of ``pages`` pages,
     on the device of ``beside``. Raises ValueError."""
-    _check_indices("block_table", block_table, "[B, pages]", 2, beside)
-    _check_indices("cache_seqlens", cache_seqlens, "[B]", 1, beside)
+    _check_indices("block_table", block_table, "[B, pages]", 2, beside, framework)
+    _check_indices("cache_seqlens", cache_seqlens, "[B]", 1, beside, framework)
     if block_table.shape[0] != batch or block_table.shape[1] < 1:
         raise ValueError(
             f"block_table: wants B = {batch} rows of at least one page, "
@@ -264,13 +285,13 @@ def check_served(
         raise ValueError(f"q: wants head_dim/value_dim {listed}, got {pair[0]}/{pair[1]}")
 
 
-def check_strides(*, alignment_bytes: int = 16, **arrays: Any) -> None:
+def check_strides(*, alignment_bytes: int = 16, **tensors: Any) -> None:
     """Refuse torch tensors whose last dimension is not contiguous, or whose rows or first element
     do not start at multiples of ``alignment_bytes`` (what TMA and 16-byte loads want).
 
     Raises ValueError naming the tensor.
     """
-    for name, array in arrays.items():
+    for name, array in tensors.items():
         strides, size = tuple(array.stride()), array.element_size()
         if array.shape[-1] > 1 and strides[-1] != 1:
             raise ValueError(f"{name}: wants its last dimension contiguous, got strides {strides}")
@@ -287,9 +308,12 @@ def check_strides(*, alignment_bytes: int = 16, **arrays: Any) -> None:
             )
 
 
-def _check_array(name: str, array: Any, axes: str, q: Any, formats: tuple[str, ...]) -> None:
+def _check_array(
+    name: str, array: Any, axes: str, q: Any, formats: tuple[str, ...], framework: str | None
+) -> None:
     if not hasattr(array, "shape") or not hasattr(array, "dtype"):
         raise ValueError(f"{name}: wants an array {axes}, got {type(array).__name__}")
+    arrays.check_framework(framework, **{name: array})
     dimensions = axes.count(",") + 1
     if len(array.shape) != dimensions:
         raise ValueError(f"{name}: wants {dimensions} dimensions {axes}, got {tuple(array.shape)}")
@@ -307,9 +331,12 @@ def _check_device(name: str, array: Any, q: Any) -> None:
         raise ValueError(f"{name}: wants q's device {wanted}, got {there}")
 
 
-def _check_indices(name: str, array: Any, axes: str, dimensions: int, q: Any) -> None:
+def _check_indices(
+    name: str, array: Any, axes: str, dimensions: int, q: Any, framework: str | None
+) -> None:
     if not hasattr(array, "shape") or not hasattr(array, "dtype"):
         raise ValueError(f"{name}: wants an int32 array {axes}, got {type(array).__name__}")
+    arrays.check_framework(framework, **{name: array})
     if len(array.shape) != dimensions:
         raise ValueError(f"{name}: wants {axes}, got {tuple(array.shape)}")
     if str(array.dtype).rpartition(".")[2] != "int32":
@@ -359,14 +386,6 @@ def _check_offsets(name: str, array: Any, rows: int, longest: int, *, every_row:
             f"{name.replace('cu_seqlens', 'max_seqlen')}: wants at least the longest sequence, "
             f"{int(lengths[b])} (sequence {b}), got {longest}"
         )
-
-
-def _scale(scale: float | None, head_dim: int) -> float:
-    if scale is None:
-        return float(head_dim**-0.5)
-    if not (math.isfinite(scale) and scale > 0):
-        raise ValueError(f"scale: wants a positive finite number or None, got {scale!r}")
-    return float(scale)
 
 
 def _format(array: Any) -> str | None:

@@ -23,7 +23,7 @@ def attention(
 
     Raises ValueError; UnsupportedError where cuDNN refuses.
     """
-    shape = arguments.check(q, k, v, causal=causal, scale=scale)
+    shape = arguments.check(q, k, v, causal=causal, scale=scale, framework="jax")
     if shape.value_dim == shape.head_dim:
         return jax_dot_product.attention("cudnn", q, k, v, causal=causal, scale=scale)
     return _unequal(q, k, v, shape, causal)

@@ -28,7 +28,9 @@ def attention(
     """
     import jax.numpy as jnp
 
-    shape = arguments.check(q, k, v, causal=causal, scale=scale)
+    shape = arguments.check(q, k, v, causal=causal, scale=scale, framework="jax")
+    if shape.value_dim != shape.head_dim:
+        raise ValueError(f"v: wants Dv = {shape.head_dim}, q's D, got {tuple(v.shape)}")
     T, S = shape.query_len, shape.cache_len
     # `is_causal` aligns at the top left: only right for a square. One query sees every key.
     square = causal and T == S and T > 1

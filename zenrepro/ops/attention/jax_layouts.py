@@ -27,6 +27,13 @@ def varlen_mask(
     return seen
 
 
+def varlen_values(v: jax.Array, cu_seqlens_k: jax.Array) -> jax.Array:
+    """v [Tk, Hkv, Dv], zeros behind the last sequence: NaN may lie there, and 0 x NaN is NaN."""
+    import jax.numpy as jnp
+
+    return jnp.where((jnp.arange(v.shape[0]) < cu_seqlens_k[-1])[:, None, None], v, 0)
+
+
 def gathered(
     k_cache: jax.Array,
     v_cache: jax.Array,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from zenrepro.ops import arrays
 from zenrepro.ops.attention import arguments
 
 if TYPE_CHECKING:
@@ -38,7 +39,9 @@ def attention(
     )
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
-    shape = arguments.check(q, k, v, causal=causal, scale=scale)
+    shape = arguments.check(q, k, v, causal=causal, scale=scale, framework="jax")
+    if not interpret:
+        arrays.check_accelerator(q=q)
     T, S = shape.query_len, shape.cache_len
     rows, keys = _tile(T), _tile(S)
     padded = (-(-T // rows) * rows, -(-S // keys) * keys)

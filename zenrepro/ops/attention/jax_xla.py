@@ -31,14 +31,15 @@ def attention_varlen(
 ) -> jax.Array:
     """q [Tq, H, D], k and v [Tk, Hkv, D], offsets int32 [B + 1] -> [Tq, H, D].
 
-    All rows against all, other sequences masked. Queries that see no key give zeros. Raises
-    ValueError.
+    All rows against all, other sequences masked (a NaN among one's values reaches all). Queries
+    that see no key give zeros. Raises ValueError.
     """
     shape = arguments.check_varlen(
         q, k, v, cu_seqlens_q=cu_seqlens_q, cu_seqlens_k=cu_seqlens_k, max_seqlen_q=max_seqlen_q,
-        max_seqlen_k=max_seqlen_k, causal=causal, scale=scale,
+        max_seqlen_k=max_seqlen_k, causal=causal, scale=scale, framework="jax",
     )  # fmt: skip
     seen = jax_layouts.varlen_mask(shape.queries, shape.keys, cu_seqlens_q, cu_seqlens_k, causal)
+    v = jax_layouts.varlen_values(v, cu_seqlens_k)
     return _masked(q[None], k[None], v[None], seen[None], shape.scale)[0]
 
 
@@ -60,7 +61,7 @@ def attention_paged(
     """
     shape = arguments.check_paged(
         q, k_cache, v_cache, block_table=block_table, cache_seqlens=cache_seqlens, causal=causal,
-        scale=scale,
+        scale=scale, framework="jax",
     )  # fmt: skip
     k, v, seen = jax_layouts.gathered(
         k_cache, v_cache, block_table, cache_seqlens, shape.query_len, causal

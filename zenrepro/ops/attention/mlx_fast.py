@@ -17,7 +17,7 @@ def attention(
 
     The softmax is fp32. MLX aligns its causal mask at the bottom right. Raises ValueError.
     """
-    shape = arguments.check(q, k, v, causal=causal, scale=scale)
+    shape = arguments.check(q, k, v, causal=causal, scale=scale, framework="mlx")
     mask = "causal" if causal and shape.query_len > 1 else None
     return _fast(q, k, v, mask, shape.scale)
 
@@ -36,14 +36,15 @@ def attention_varlen(
 ) -> mx.array:
     """q [Tq, H, D], k [Tk, Hkv, D], v [Tk, Hkv, Dv], offsets int32 [B + 1] -> [Tq, H, Dv].
 
-    All rows against all, other sequences masked. Queries that see no key give zeros. Raises
-    ValueError.
+    All rows against all, other sequences masked (a NaN among one's values reaches all). Queries
+    that see no key give zeros. Raises ValueError.
     """
     shape = arguments.check_varlen(
         q, k, v, cu_seqlens_q=cu_seqlens_q, cu_seqlens_k=cu_seqlens_k, max_seqlen_q=max_seqlen_q,
-        max_seqlen_k=max_seqlen_k, causal=causal, scale=scale,
+        max_seqlen_k=max_seqlen_k, causal=causal, scale=scale, framework="mlx",
     )  # fmt: skip
     seen = mlx_layouts.varlen_mask(shape.queries, shape.keys, cu_seqlens_q, cu_seqlens_k, causal)
+    v = mlx_layouts.varlen_values(v, cu_seqlens_k)
     return _masked(q[None], k[None], v[None], seen[None], shape.scale)[0]
 
 
@@ -65,7 +66,7 @@ def attention_paged(
     """
     shape = arguments.check_paged(
         q, k_cache, v_cache, block_table=block_table, cache_seqlens=cache_seqlens, causal=causal,
-        scale=scale,
+        scale=scale, framework="mlx",
     )  # fmt: skip
     k, v, seen = mlx_layouts.gathered(
         k_cache, v_cache, block_table, cache_seqlens, shape.query_len, causal

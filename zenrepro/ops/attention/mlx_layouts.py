@@ -27,6 +27,14 @@ def varlen_mask(
     return seen
 
 
+def varlen_values(v: mx.array, cu_seqlens_k: mx.array) -> mx.array:
+    """v [Tk, Hkv, Dv], zeros behind the last sequence: NaN may lie there, and 0 x NaN is NaN."""
+    import mlx.core as mx
+
+    held = (mx.arange(v.shape[0]) < cu_seqlens_k[-1])[:, None, None]
+    return mx.where(held, v, mx.array(0, v.dtype))
+
+
 def gathered(
     k_cache: mx.array,
     v_cache: mx.array,

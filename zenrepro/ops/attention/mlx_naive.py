@@ -19,7 +19,7 @@ def attention(
     """
     import mlx.core as mx
 
-    shape = arguments.check(q, k, v, causal=causal, scale=scale)
+    shape = arguments.check(q, k, v, causal=causal, scale=scale, framework="mlx")
     T, S = shape.query_len, shape.cache_len
     seen = (mx.tri(T, S, S - T, dtype=mx.float32) > 0)[None] if causal else None
     return _formula(q, k, v, seen, shape.scale)
@@ -39,14 +39,15 @@ def attention_varlen(
 ) -> mx.array:
     """q [Tq, H, D], k [Tk, Hkv, D], v [Tk, Hkv, Dv], offsets int32 [B + 1] -> [Tq, H, Dv].
 
-    All rows against all, other sequences masked. Queries that see no key give zeros. Raises
-    ValueError.
+    All rows against all, other sequences masked (a NaN among one's values reaches all). Queries
+    that see no key give zeros. Raises ValueError.
     """
     shape = arguments.check_varlen(
         q, k, v, cu_seqlens_q=cu_seqlens_q, cu_seqlens_k=cu_seqlens_k, max_seqlen_q=max_seqlen_q,
-        max_seqlen_k=max_seqlen_k, causal=causal, scale=scale,
+        max_seqlen_k=max_seqlen_k, causal=causal, scale=scale, framework="mlx",
     )  # fmt: skip
     seen = mlx_layouts.varlen_mask(shape.queries, shape.keys, cu_seqlens_q, cu_seqlens_k, causal)
+    v = mlx_layouts.varlen_values(v, cu_seqlens_k)
     return _formula(q[None], k[None], v[None], seen[None], shape.scale)[0]
 
 
@@ -68,7 +69,7 @@ def attention_paged(
     """
     shape = arguments.check_paged(
         q, k_cache, v_cache, block_table=block_table, cache_seqlens=cache_seqlens, causal=causal,
-        scale=scale,
+        scale=scale, framework="mlx",
     )  # fmt: skip
     k, v, seen = mlx_layouts.gathered(
         k_cache, v_cache, block_table, cache_seqlens, shape.query_len, causal

@@ -97,7 +97,7 @@ def attention(
     bf16, fp16, fp32; widths up to 256; fp32 accumulation. Bit-identical run to run. Raises
     ValueError.
     """
-    shape = arguments.check(q, k, v, causal=causal, scale=scale, formats=FORMATS)
+    shape = arguments.check(q, k, v, causal=causal, scale=scale, formats=FORMATS, framework="torch")
     _check_served(shape, q=q, k=k, v=v)
     call = Call(
         "dense", shape.batch, shape.query_len, shape.cache_len, shape.heads, shape.kv_heads,
@@ -127,7 +127,7 @@ def attention_varlen(
     """
     shape = arguments.check_varlen(
         q, k, v, cu_seqlens_q=cu_seqlens_q, cu_seqlens_k=cu_seqlens_k, max_seqlen_q=max_seqlen_q,
-        max_seqlen_k=max_seqlen_k, causal=causal, scale=scale, formats=FORMATS,
+        max_seqlen_k=max_seqlen_k, causal=causal, scale=scale, formats=FORMATS, framework="torch",
     )  # fmt: skip
     _check_served(shape, q=q, k=k, v=v)
     call = Call(
@@ -159,7 +159,7 @@ def attention_paged(
     """
     shape = arguments.check_paged(
         q, k_cache, v_cache, block_table=block_table, cache_seqlens=cache_seqlens, causal=causal,
-        scale=scale, formats=FORMATS,
+        scale=scale, formats=FORMATS, framework="torch",
     )  # fmt: skip
     _check_served(shape, q=q, k_cache=k_cache, v_cache=v_cache)
     if block_table.shape[1] > 1 and block_table.stride(1) != 1:

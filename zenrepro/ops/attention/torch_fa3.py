@@ -80,7 +80,7 @@ def attention(
     """
     import torch
 
-    shape = arguments.check(q, k, v, causal=causal, scale=scale, formats=FORMATS)
+    shape = arguments.check(q, k, v, causal=causal, scale=scale, formats=FORMATS, framework="torch")
     arguments.check_served(shape, q, device="cuda")
     form = _dtype(q)
     chosen = variant(shape.head_dim, shape.value_dim, causal=causal, varlen=False, dtype=form)
@@ -112,6 +112,7 @@ def attention_varlen(
     shape = arguments.check_varlen(
         q, k, v, cu_seqlens_q=cu_seqlens_q, cu_seqlens_k=cu_seqlens_k, max_seqlen_q=max_seqlen_q,
         max_seqlen_k=max_seqlen_k, causal=causal, scale=scale, formats=("bf16", "fp16"),
+        framework="torch",
     )  # fmt: skip
     arguments.check_served(shape, q, device="cuda")
     chosen = variant(shape.head_dim, shape.value_dim, causal=causal, varlen=True, dtype=_dtype(q))
@@ -147,7 +148,7 @@ def attention_paged(
     """
     shape = arguments.check_paged(
         q, k_cache, v_cache, block_table=block_table, cache_seqlens=cache_seqlens, causal=causal,
-        scale=scale, formats=("bf16", "fp16"),
+        scale=scale, formats=("bf16", "fp16"), framework="torch",
     )  # fmt: skip
     arguments.check_served(shape, q, device="cuda")
     chosen = variant(shape.head_dim, shape.value_dim, causal=causal, varlen=True, dtype=_dtype(q))

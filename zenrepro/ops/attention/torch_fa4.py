@@ -26,7 +26,7 @@ def attention(
 
     Raises ValueError; UnsupportedError when the library refuses.
     """
-    shape = arguments.check(q, k, v, causal=causal, scale=scale, formats=FORMATS)
+    shape = arguments.check(q, k, v, causal=causal, scale=scale, formats=FORMATS, framework="torch")
     arguments.check_served(shape, q, device="cuda")
     with refusals(*_REFUSALS):
         return _out(_library().flash_attn_func(q, k, v, softmax_scale=shape.scale, causal=causal))
@@ -50,7 +50,7 @@ def attention_varlen(
     """
     shape = arguments.check_varlen(
         q, k, v, cu_seqlens_q=cu_seqlens_q, cu_seqlens_k=cu_seqlens_k, max_seqlen_q=max_seqlen_q,
-        max_seqlen_k=max_seqlen_k, causal=causal, scale=scale, formats=FORMATS,
+        max_seqlen_k=max_seqlen_k, causal=causal, scale=scale, formats=FORMATS, framework="torch",
     )  # fmt: skip
     arguments.check_served(shape, q, device="cuda")
     with refusals(*_REFUSALS):
@@ -80,7 +80,7 @@ def attention_paged(
     """
     shape = arguments.check_paged(
         q, k_cache, v_cache, block_table=block_table, cache_seqlens=cache_seqlens, causal=causal,
-        scale=scale, formats=FORMATS,
+        scale=scale, formats=FORMATS, framework="torch",
     )  # fmt: skip
     arguments.check_served(shape, q, device="cuda")
     with refusals(*_REFUSALS):

@@ -24,7 +24,7 @@ def attention(
 
     Raises ValueError; UnsupportedError when torch refuses.
     """
-    shape = arguments.check(q, k, v, causal=causal, scale=scale, formats=FORMATS)
+    shape = arguments.check(q, k, v, causal=causal, scale=scale, formats=FORMATS, framework="torch")
     masked = causal and shape.query_len > 1
     blocks = _blocks(shape.query_len, shape.cache_len, str(q.device)) if masked else None
     with refusals(ValueError, NotImplementedError):

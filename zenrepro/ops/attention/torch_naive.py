@@ -21,7 +21,7 @@ def attention(
 
     Products accumulate in fp32; scores and weights are rounded to q's dtype. Raises ValueError.
     """
-    shape = arguments.check(q, k, v, causal=causal, scale=scale)
+    shape = arguments.check(q, k, v, causal=causal, scale=scale, framework="torch")
     hidden = _future(shape.query_len, shape.cache_len, q.device) if causal else None
     return _formula(q, k, v, hidden, shape.scale)
 
@@ -45,7 +45,7 @@ def attention_varlen(
     """
     shape = arguments.check_varlen(
         q, k, v, cu_seqlens_q=cu_seqlens_q, cu_seqlens_k=cu_seqlens_k, max_seqlen_q=max_seqlen_q,
-        max_seqlen_k=max_seqlen_k, causal=causal, scale=scale,
+        max_seqlen_k=max_seqlen_k, causal=causal, scale=scale, framework="torch",
     )  # fmt: skip
     out = q.new_zeros(shape.queries, shape.heads, shape.value_dim)
     starts, begins = cu_seqlens_q.tolist(), cu_seqlens_k.tolist()
@@ -80,7 +80,7 @@ def attention_paged(
 
     shape = arguments.check_paged(
         q, k_cache, v_cache, block_table=block_table, cache_seqlens=cache_seqlens, causal=causal,
-        scale=scale,
+        scale=scale, framework="torch",
     )  # fmt: skip
     B, T, S = shape.batch, shape.query_len, shape.table_width * shape.page_size
     pages = block_table.clamp(0, shape.pages - 1)

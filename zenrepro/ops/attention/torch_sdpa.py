@@ -31,7 +31,7 @@ def attention(
     """
     from torch.nn.attention import SDPBackend
 
-    shape = arguments.check(q, k, v, causal=causal, scale=scale)
+    shape = arguments.check(q, k, v, causal=causal, scale=scale, framework="torch")
     choice = getattr(SDPBackend, backend)
     given = _arguments(q, shape, causal)
     try:

@@ -46,7 +46,7 @@ def attention_varlen(
 
     shape = arguments.check_varlen(
         q, k, v, cu_seqlens_q=cu_seqlens_q, cu_seqlens_k=cu_seqlens_k, max_seqlen_q=max_seqlen_q,
-        max_seqlen_k=max_seqlen_k, causal=causal, scale=scale,
+        max_seqlen_k=max_seqlen_k, causal=causal, scale=scale, framework="torch",
     )  # fmt: skip
     if q.is_cuda:
         with refusals(RuntimeError):

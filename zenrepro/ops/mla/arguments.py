@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 import sys
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from zenrepro.ops import arrays
 from zenrepro.ops.mla.sizes import (
     FP8_ROW_BYTES,
     LATENT,
@@ -56,14 +56,16 @@ def check_decode(
     cache_seqlens: Any,
     scale: float | None = None,
     contiguous: Sequence[str] = (),
+    framework: str | None = None,
 ) -> Decode:
     """Return the sizes of q [B, T, H, 576], cache [P, 64, 576] in q's dtype or uint8 [P, 64, 656],
     block_table int32 [B, pages], cache_seqlens int32 [B].
 
     Takes arrays of any framework. ``contiguous`` names arguments that the caller wants without
-    gaps. Lengths and page indices are read on the host, which waits for the device, except while a
-    CUDA graph is captured or jax traces. Entries of a block table beyond its sequence's last page
-    may hold anything. Raises ValueError naming the argument, what came and what is wanted.
+    gaps, ``framework`` whose arrays are taken (None: any). Lengths and page indices are read on
+    the host, which waits for the device, except while a CUDA graph is captured or jax traces.
+    Entries of a block table beyond its sequence's last page may hold anything. Raises ValueError
+    naming the argument, what came and what is wanted.
     """
     _array("q", q, ("B", "T", "H", str(ROW)), FLOATS)
     _array("cache", cache, ("P", str(PAGE), f"{ROW} or {FP8_ROW_BYTES}"), (*FLOATS, "uint8"))
@@ -89,9 +91,16 @@ def check_decode(
     given = {
         "q": q, "cache": cache, "block_table": block_table, "cache_seqlens": cache_seqlens
     }  # fmt: skip
+    arrays.check_framework(framework, **given)
     _together(given, contiguous)
     shape = Decode(
-        batch, query_len, heads, cache.shape[0], block_table.shape[1], fp8, _scale(scale)
+        batch,
+        query_len,
+        heads,
+        cache.shape[0],
+        block_table.shape[1],
+        fp8,
+        arrays.scale(scale, SCALE),
     )
     _indices(shape, block_table, cache_seqlens)
     return shape
@@ -106,11 +115,13 @@ def check_prefill(
     causal: bool,
     scale: float | None = None,
     contiguous: Sequence[str] = (),
+    framework: str | None = None,
 ) -> Prefill:
     """Return the sizes of q [B, T, H, 192], latent [B, S, 576], w_uk and w_uv [H, 128, 512].
 
     Takes arrays of any framework. ``contiguous`` names arguments that the caller wants without
-    gaps. Raises ValueError naming the argument, what came and what is wanted.
+    gaps, ``framework`` whose arrays are taken (None: any). Raises ValueError naming the argument,
+    what came and what is wanted.
     """
     _array("q", q, ("B", "T", "H", str(QUERY)), FLOATS)
     _array("latent", latent, ("B", "S", str(ROW)), FLOATS)
@@ -135,6 +146,7 @@ def check_prefill(
     for name, array in given.items():
         if array.dtype != q.dtype:
             raise ValueError(f"{name}: wants q's dtype {q.dtype}, got {array.dtype}")
+    arrays.check_framework(framework, **given)
     _together(given, contiguous)
     if not isinstance(causal, bool):
         raise ValueError(f"causal: wants True or False, got {causal!r}")
@@ -143,7 +155,7 @@ def check_prefill(
             f"q: wants at most as many queries as latent rows ({cache_len}) when causal, "
             f"got {query_len}"
         )
-    return Prefill(batch, query_len, cache_len, heads, causal, _scale(scale))
+    return Prefill(batch, query_len, cache_len, heads, causal, arrays.scale(scale, SCALE))
 
 
 def dtype_name(array: Any) -> str:
@@ -186,21 +198,14 @@ def _together(given: dict[str, Any], contiguous: Sequence[str]) -> None:
     """One device for all; no gaps in those that want none."""
     q = given["q"]
     for name, array in given.items():
-        if getattr(array, "device", None) != getattr(q, "device", None):
-            raise ValueError(f"{name}: wants q's device {q.device}, got {array.device}")
+        there, wanted = getattr(array, "device", None), getattr(q, "device", None)
+        if there is not None and wanted is not None and there != wanted:  # a tracer has none
+            raise ValueError(f"{name}: wants q's device {wanted}, got {there}")
         if name in contiguous and hasattr(array, "is_contiguous") and not array.is_contiguous():
             raise ValueError(
                 f"{name}: wants a contiguous array, got shape {tuple(array.shape)} with strides "
                 f"{tuple(array.stride())}"
             )
-
-
-def _scale(scale: float | None) -> float:
-    if scale is None:
-        return SCALE
-    if not (math.isfinite(scale) and scale > 0):
-        raise ValueError(f"scale: wants a positive finite number or None, got {scale!r}")
-    return float(scale)
 
 
 def _indices(shape: Decode, block_table: Any, cache_seqlens: Any) -> None:

@@ -33,7 +33,7 @@ def decode(
     import jax.numpy as jnp
 
     shape = arguments.check_decode(
-        q, cache, block_table=block_table, cache_seqlens=cache_seqlens, scale=scale
+        q, cache, block_table=block_table, cache_seqlens=cache_seqlens, scale=scale, framework="jax"
     )
     T, length = shape.query_len, shape.width * PAGE
     rows = cache[jnp.clip(block_table, 0, shape.pages - 1)].reshape(shape.batch, length, -1)
@@ -70,7 +70,7 @@ def prefill(
     import jax.numpy as jnp
 
     _, T, S, _, causal, factor = arguments.check_prefill(
-        q, latent, w_uk, w_uv, causal=causal, scale=scale
+        q, latent, w_uk, w_uv, causal=causal, scale=scale, framework="jax"
     )
     precision = jax.lax.Precision.HIGHEST if q.dtype == jnp.float32 else None
     nope = jnp.einsum("bthn,hnc->bthc", q[..., :NOPE], w_uk, precision=precision)

@@ -29,7 +29,7 @@ def prefill(
     import jax.numpy as jnp
 
     B, T, S, H, causal, factor = arguments.check_prefill(
-        q, latent, w_uk, w_uv, causal=causal, scale=scale
+        q, latent, w_uk, w_uv, causal=causal, scale=scale, framework="jax"
     )
     precision = jax.lax.Precision.HIGHEST if q.dtype == jnp.float32 else None
     c = latent[..., :LATENT]

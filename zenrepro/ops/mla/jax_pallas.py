@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from zenrepro.ops import device_code
+from zenrepro.ops import arrays, device_code
 from zenrepro.ops.entry import UnsupportedError
 from zenrepro.ops.mla import arguments
 from zenrepro.ops.mla.sizes import LATENT, ROW
@@ -39,10 +39,12 @@ def decode(
     without a TPU, for tests. Raises ValueError; UnsupportedError for an FP8 cache.
     """
     shape = arguments.check_decode(
-        q, cache, block_table=block_table, cache_seqlens=cache_seqlens, scale=scale
+        q, cache, block_table=block_table, cache_seqlens=cache_seqlens, scale=scale, framework="jax"
     )
     if shape.fp8:
         raise UnsupportedError("the kernel reads rows in the queries' dtype, not FP8")
+    if not interpret:
+        arrays.check_accelerator(q=q)
     kernel = device_code.pallas_module("mla_decode")
     rows = shape.query_len * shape.heads
     out = kernel.decode(

@@ -40,7 +40,7 @@ def decode(
     import jax.numpy as jnp
 
     shape = arguments.check_decode(
-        q, cache, block_table=block_table, cache_seqlens=cache_seqlens, scale=scale
+        q, cache, block_table=block_table, cache_seqlens=cache_seqlens, scale=scale, framework="jax"
     )
     B, T, H = shape.batch, shape.query_len, shape.heads
     pages = max(1, min(shape.width, CHUNK_BYTES // (B * PAGE * cache.shape[2])))

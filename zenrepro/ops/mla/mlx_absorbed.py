@@ -27,7 +27,7 @@ def decode(
     import mlx.core as mx
 
     shape = arguments.check_decode(
-        q, cache, block_table=block_table, cache_seqlens=cache_seqlens, scale=scale
+        q, cache, block_table=block_table, cache_seqlens=cache_seqlens, scale=scale, framework="mlx"
     )
     T, length = shape.query_len, shape.width * PAGE
     rows = cache[mx.clip(block_table, 0, shape.pages - 1)].reshape(shape.batch, length, -1)
@@ -66,7 +66,7 @@ def prefill(
     import mlx.core as mx
 
     _, T, _, _, causal, factor = arguments.check_prefill(
-        q, latent, w_uk, w_uv, causal=causal, scale=scale
+        q, latent, w_uk, w_uv, causal=causal, scale=scale, framework="mlx"
     )
     heads = q.transpose(0, 2, 1, 3)
     absorbed = mx.concatenate([heads[..., :NOPE] @ w_uk, heads[..., NOPE:]], axis=-1)

@@ -27,7 +27,7 @@ def prefill(
     import mlx.core as mx
 
     B, T, S, H, causal, factor = arguments.check_prefill(
-        q, latent, w_uk, w_uv, causal=causal, scale=scale
+        q, latent, w_uk, w_uv, causal=causal, scale=scale, framework="mlx"
     )
     c = latent[:, None, :, :LATENT]
     shared = mx.broadcast_to(latent[:, None, :, LATENT:], (B, H, S, ROTARY))

@@ -31,12 +31,17 @@ def decode(
     import torch
 
     shape = arguments.check_decode(
-        q, cache, block_table=block_table, cache_seqlens=cache_seqlens, scale=scale
+        q,
+        cache,
+        block_table=block_table,
+        cache_seqlens=cache_seqlens,
+        scale=scale,
+        framework="torch",
     )
     B, T, H = shape.batch, shape.query_len, shape.heads
     length = shape.width * PAGE
     rows = cache[block_table.clamp(0, shape.pages - 1).long()]  # [B, pages, 64, width]
-    rows = rows.view(B, length, rows.shape[-1])
+    rows = rows.reshape(B, length, rows.shape[-1])
     if shape.fp8:
         rows = torch_cache.dequantise(rows, q.dtype)
     place = torch.arange(length, device=q.device)
@@ -69,7 +74,7 @@ def prefill(
     import torch
 
     B, T, S, H, causal, factor = arguments.check_prefill(
-        q, latent, w_uk, w_uv, causal=causal, scale=scale
+        q, latent, w_uk, w_uv, causal=causal, scale=scale, framework="torch"
     )
     nope, rotary = q.split((NOPE, ROTARY), dim=-1)
     absorbed = torch.cat((torch.einsum("bthn,hnc->bhtc", nope, w_uk), rotary.transpose(1, 2)), -1)

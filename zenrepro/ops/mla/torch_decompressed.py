@@ -31,7 +31,7 @@ def prefill(
     import torch
 
     _, T, S, _, causal, factor = arguments.check_prefill(
-        q, latent, w_uk, w_uv, causal=causal, scale=scale
+        q, latent, w_uk, w_uv, causal=causal, scale=scale, framework="torch"
     )
     keys, values = expand(latent, w_uk, w_uv)
     scores = (q.transpose(1, 2) @ keys.transpose(2, 3)) * factor

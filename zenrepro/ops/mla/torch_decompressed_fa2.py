@@ -29,6 +29,8 @@ def prefill(
     bf16 or fp16 on a CUDA GPU; products and sums in fp32, keys and values rounded once. Raises
     ValueError for arguments that do not fit.
     """
-    shape = arguments.check_prefill(q, latent, w_uk, w_uv, causal=causal, scale=scale)
+    shape = arguments.check_prefill(
+        q, latent, w_uk, w_uv, causal=causal, scale=scale, framework="torch"
+    )
     keys, values = expand(latent, w_uk, w_uv)
     return torch_fa2.attention(q, keys, values, causal=causal, scale=shape.scale)

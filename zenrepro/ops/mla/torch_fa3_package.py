@@ -33,7 +33,12 @@ def decode(
     Raises ValueError; UnsupportedError for an FP8 cache and where the library refuses.
     """
     shape = arguments.check_decode(
-        q, cache, block_table=block_table, cache_seqlens=cache_seqlens, scale=scale
+        q,
+        cache,
+        block_table=block_table,
+        cache_seqlens=cache_seqlens,
+        scale=scale,
+        framework="torch",
     )
     if shape.fp8:
         raise UnsupportedError("FlashAttention-3 serves no FP8 latent cache")

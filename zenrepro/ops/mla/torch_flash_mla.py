@@ -48,7 +48,12 @@ def decode(
     Raises ValueError; UnsupportedError where the library refuses.
     """
     shape = arguments.check_decode(
-        q, cache, block_table=block_table, cache_seqlens=cache_seqlens, scale=scale
+        q,
+        cache,
+        block_table=block_table,
+        cache_seqlens=cache_seqlens,
+        scale=scale,
+        framework="torch",
     )
     if not q.is_cuda:
         raise ValueError(f"q: wants a cuda tensor, got one on {q.device}")

@@ -54,7 +54,9 @@ def prefill(
     bf16 or fp16, products and sums in fp32, keys and values rounded once, bit-identical run to run.
     Causal is aligned at the bottom right. Raises ValueError for arguments that do not fit.
     """
-    shape = arguments.check_prefill(q, latent, w_uk, w_uv, causal=causal, scale=scale)
+    shape = arguments.check_prefill(
+        q, latent, w_uk, w_uv, causal=causal, scale=scale, framework="torch"
+    )
     _check_arrays({"q": q, "latent": latent, "w_uk": w_uk, "w_uv": w_uv})
     _check_device(q)
     capability, _ = torch_triton.machine(q.device)

@@ -97,6 +97,7 @@ def check(
         cache_seqlens=cache_seqlens,
         scale=scale,
         contiguous=("q", "cache_seqlens"),
+        framework="torch",
     )
     if q.dtype != torch.bfloat16:
         raise ValueError(f"q: wants bfloat16, got {q.dtype}")

@@ -113,7 +113,12 @@ def check(
 ) -> arguments.Decode:
     """The op's checks, and what this kernel wants besides. Raises ValueError."""
     shape = arguments.check_decode(
-        q, cache, block_table=block_table, cache_seqlens=cache_seqlens, scale=scale
+        q,
+        cache,
+        block_table=block_table,
+        cache_seqlens=cache_seqlens,
+        scale=scale,
+        framework="torch",
     )
     wanted = (torch.bfloat16,) if shape.fp8 else (torch.bfloat16, torch.float16)
     if q.dtype not in wanted:
