@@ -113,7 +113,9 @@ def test_sizes_replace_those_of_every_case() -> None:
     ("given", "message"),
     [
         ({"batch": 0}, "batch: wants a positive whole number, got 0"),
-        ({"query_len": 9, "seq_len": 4}, "seq_len: 9 queries want as many rows"),
+        ({"phase": "prefill", "query_len": 9, "seq_len": 4}, "seq_len: 9 queries want as many"),
+        ({"query_len": 9}, "query_len: a decode step has 1 to 8 query tokens, got 9"),
+        ({"heads": 129}, "heads: wants 1 to 128, got 129"),
     ],
 )
 def test_sizes_that_do_not_fit(given: dict[str, Any], message: str) -> None:

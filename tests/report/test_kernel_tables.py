@@ -236,6 +236,20 @@ def test_an_ops_table_shows_times_gaps_and_the_bar(gathered: Evidence) -> None:
     assert "ahead of it" in made.note
 
 
+def test_records_that_were_not_sampled_in_turn_say_so(gathered: Evidence) -> None:
+    def note(beside: str | None) -> str:
+        records = [
+            timed("torch.hopper", 95.0, beside=beside),
+            timed("torch.fa3_package", 107.0, ours=False),
+        ]
+        return grids.build(gathered(records), "kernels:mla_decode").note
+
+    assert "one implementation after the other, not in turn" in note(None)
+    assert "one implementation after the other" not in note("torch.fa3_package")
+    alone = grids.build(gathered([timed("torch.hopper", 95.0)]), "kernels:mla_decode")
+    assert "one implementation after the other" not in alone.note
+
+
 def form(name: str, queries: int, ms: float | None, flops: float, moved: float) -> list[Record]:
     given = {
         "op": "mla_prefill", "phase": "prefill", "batch": 1, "heads": 16, "head_dim": 192,

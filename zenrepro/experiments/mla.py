@@ -27,7 +27,7 @@ from zenrepro.ops.entry import Entry
 from zenrepro.ops.mla import forms
 from zenrepro.ops.mla.cases import ABLATION, CASES, Case, misfit
 from zenrepro.ops.mla.problem import Problem
-from zenrepro.ops.mla.sizes import QUERY, VALUE
+from zenrepro.ops.mla.sizes import MOST_HEADS, MOST_QUERIES, QUERY, VALUE
 from zenrepro.ops.mla.table import TABLE
 from zenrepro.records import Kind, Origin
 
@@ -271,6 +271,13 @@ def _checked(case: Case) -> Case:
     operation.positive(
         batch=case.batch, heads=case.heads, query_len=case.query_len, seq_len=case.cache_len
     )
+    if case.heads > MOST_HEADS:
+        raise InputError(f"heads: wants 1 to {MOST_HEADS}, got {case.heads}")
+    if case.phase == "decode" and case.query_len > MOST_QUERIES:
+        raise InputError(
+            f"query_len: a decode step has 1 to {MOST_QUERIES} query tokens, got {case.query_len}; "
+            "phase=prefill takes more"
+        )
     wrong = misfit(case)
     if wrong is not None:
         raise InputError(f"seq_len: {wrong}")

@@ -98,6 +98,12 @@ def beside(record: Record, implementation: str) -> bool:
     return bool(said[1]) and implementation in said[2].split(", ")
 
 
+def apart(found: Iterable[Row]) -> bool:
+    """Whether there are times to compare, and none was sampled in turn with another."""
+    compared = [one for row in found if len(row.timed) > 1 for one in row.timed]
+    return bool(compared) and not any(_IN_TURN in (one.record.method or "") for one in compared)
+
+
 def rows(records: Iterable[Record], ops: Sequence[str], most: Ceilings) -> list[Row]:
     """One row a case of these ops, in the order of the records; times only."""
     found: dict[tuple[tuple[str, Any], ...], list[Record]] = {}
@@ -176,6 +182,8 @@ def grid(evidence: Evidence, op: str, machine: Machine | None) -> Grid:
         note += f" Over peer: our fastest kernel against the fastest peer; the bar is {bar}."
     elif any(row.peer for row in own):
         note += " No kernel of ours was timed there, plain forms aside."
+    if apart(own):
+        note += " These records were sampled one implementation after the other, not in turn."
     return Grid(name, f"{title} on {machine.title}", head, lines, note, marks=_MARKS)
 
 
