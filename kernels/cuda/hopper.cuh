@@ -2,7 +2,7 @@
 // copy engine (TMA), warpgroup matrix multiply (wgmma), named barriers, register hand-over.
 //
 // Free of headers, so that NVRTC compiles it alone. Section names below are those of the PTX ISA
-// manual. -DDEBUG_SPIN=<polls> bounds every wait and traps when one does not end.
+// manual. -DDEBUG_SPIN=<polls of 40 cycles> bounds every wait and traps when one does not end.
 #pragma once
 
 using u8 = unsigned char;
@@ -174,13 +174,21 @@ DEVICE bool mbarrier_test(u32 barrier, u32 parity) {
     return done != 0;
 }
 
+#ifdef DEBUG_SPIN
+// By the clock: one try_wait may be suspended for longer than many polls take.
+static_assert(DEBUG_SPIN <= 100000000, "a clock of 32 bits");
+DEVICE u32 clock_now() { return static_cast<u32>(clock()); }
+DEVICE void trap_if_late(u32 since) {
+    if (clock_now() - since > 40u * DEBUG_SPIN) asm volatile("trap;");
+}
+#endif
+
 // Waits until the phase of this parity has completed. On a new barrier a wait for parity 1
 // returns at once: a producer's first wait for an empty stage passes.
 DEVICE void mbarrier_wait(u32 barrier, u32 parity) {
 #ifdef DEBUG_SPIN
-    for (u32 poll = 0; !mbarrier_try_wait(barrier, parity); ++poll) {
-        if (poll > DEBUG_SPIN) asm volatile("trap;");
-    }
+    const u32 since = clock_now();
+    while (!mbarrier_try_wait(barrier, parity)) trap_if_late(since);
 #else
     while (!mbarrier_try_wait(barrier, parity)) {
     }
@@ -189,9 +197,8 @@ DEVICE void mbarrier_wait(u32 barrier, u32 parity) {
 
 DEVICE void mbarrier_wait_cluster(u32 barrier, u32 parity) {
 #ifdef DEBUG_SPIN
-    for (u32 poll = 0; !mbarrier_try_wait_cluster(barrier, parity); ++poll) {
-        if (poll > DEBUG_SPIN) asm volatile("trap;");
-    }
+    const u32 since = clock_now();
+    while (!mbarrier_try_wait_cluster(barrier, parity)) trap_if_late(since);
 #else
     while (!mbarrier_try_wait_cluster(barrier, parity)) {
     }
@@ -483,12 +490,15 @@ DEVICE void prefetch_l2(const void* address) {
 // Waits until a counter in global memory has reached a value; what was written before it counted
 // (by a thread that then fenced) is seen.
 DEVICE void wait_global(const u32* counter, u32 wanted) {
-    for (u32 poll = 0;; ++poll) {
+#ifdef DEBUG_SPIN
+    const u32 since = clock_now();
+#endif
+    for (;;) {
         u32 have;
         asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(have) : "l"(counter) : "memory");
         if (have >= wanted) return;
 #ifdef DEBUG_SPIN
-        if (poll > DEBUG_SPIN) asm volatile("trap;");
+        trap_if_late(since);
 #endif
     }
 }

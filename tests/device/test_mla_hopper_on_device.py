@@ -2,7 +2,8 @@
 
     pytest -m device tests/device/test_mla_hopper_on_device.py
 
-Waits trap when they do not end (DEBUG_SPIN), so that a hanging pipeline fails and does not hang.
+A first launch has waits that trap (DEBUG_SPIN), so that a hanging pipeline fails and does not hang;
+the second is what is shipped.
 Small enough for compute-sanitizer with ``-k small``.
 """
 
@@ -81,9 +82,13 @@ class Call:
         workspace.parts.fill_(float("nan"))
         workspace.part_sums.fill_(float("nan"))
         given = (self.q, self.cache, self.table, self.lengths, SCALE, workspace, out)
-        hopper.launch(*given, tuning=(("EAGER", eager), *SPIN))
-        torch.cuda.synchronize()
-        assert not workspace.counters.any(), "counters are left for the next call"
+        # Waits that trap leave the compiler too few registers: it serialises products and spills.
+        # So they only guard against a hang; what is compared is the build that is shipped.
+        for guard in (SPIN, ()):
+            out.fill_(float("nan"))
+            hopper.launch(*given, tuning=(("EAGER", eager), *guard))
+            torch.cuda.synchronize()
+            assert not workspace.counters.any(), "counters are left for the next call"
         return out
 
     def error(self, out: Any) -> float:
