@@ -175,10 +175,30 @@ def test_sizes_replace_those_of_every_case() -> None:
     found = attention.cases(parameters(layout="dense", **given))
     assert {(c.batch, c.cache_len, c.heads, c.kv_heads) for c in found} == {(2, 64, 4, 4)}
     assert {c.query_len for c in found if c.phase == "decode"} == {1}
-    assert len(found) == 4  # prefill with and without the report's dtypes and FP8, decode
+    assert len(found) == 2  # prefill and decode, in every format that one of them asks for
+    assert all(c.both_formats for c in found if c.phase == "prefill")
     assert all(c.name is None and c.model is None for c in found)
     grouped = attention.cases(parameters(phase="decode", kv_heads=4))
     assert {(c.heads, c.kv_heads) for c in grouped} == {(32, 4)}
+
+
+SIZES: list[dict[str, Any]] = [
+    {}, {"seq_len": 2048}, {"phase": "prefill", "seq_len": 4096}, {"heads": 8}, {"batch": 2},
+    {"head_dim": 64}, {"causal": False}, {"batch": 2, "seq_len": 256, "heads": 8, "head_dim": 64},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("scale", ["smoke", "small", "full"])
+@pytest.mark.parametrize("given", SIZES, ids=str)
+def test_no_two_cases_write_the_same_record(scale: str, given: dict[str, Any]) -> None:
+    asked = attention.Parameters(scale=scale, **given)  # type: ignore[arg-type]
+    for kind in ("cpu", "cuda", "tpu"):
+        written = [
+            tuple(sorted(case.conditions(dtype).items()))
+            for case in attention.cases(asked)
+            for dtype in attention.dtypes(asked, case, kind)
+        ]
+        assert len(set(written)) == len(written)
 
 
 def test_lengths_are_spread_unless_that_leaves_a_sequence_nothing() -> None:

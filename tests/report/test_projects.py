@@ -30,9 +30,7 @@ def project(request: pytest.FixtureRequest, tmp_path: Path) -> paths.Project:
 
 def test_every_claim_and_finding_is_in_the_tex_and_the_html(project: paths.Project) -> None:
     evidence = report.gather(project)
-    drawn = [
-        figures.Figure(name, "", "", b"", b"", "Not drawn here.") for name in figures.NAMES
-    ]
+    drawn = [figures.Figure(name, "", "", b"", b"", "Not drawn here.") for name in figures.NAMES]
     source = document.render_tex(evidence, drawn)
     for name in [*tables.names(evidence), tables.TEXT_TABLE]:
         assert source.count(rf"\label{{{document.label(name)}}}") == 1, name

@@ -92,7 +92,7 @@ def cases(parameters: Parameters) -> list[Case]:
         "causal": parameters.causal,
     }  # fmt: skip
     replaced = {key: value for key, value in sizes.items() if value is not None}
-    found: dict[Case, None] = {}
+    found: dict[Case, Case] = {}
     for case in CASES[parameters.scale or "small"]:
         if parameters.phase not in (None, case.phase):
             continue
@@ -108,8 +108,15 @@ def cases(parameters: Parameters) -> list[Case]:
         changed = _checked(msgspec.structs.replace(case, **change))
         if not spreads(changed):  # sizes so small that the shortest sequence would have nothing
             changed = msgspec.structs.replace(changed, skew=0.0)
-        found[changed] = None
-    return list(found)
+        # One shape is one case, in every format that any of its cases asks for.
+        shape = msgspec.structs.replace(changed, both_formats=False, fp8=False)
+        same = found.get(shape, shape)
+        found[shape] = msgspec.structs.replace(
+            changed,
+            both_formats=changed.both_formats or same.both_formats,
+            fp8=changed.fp8 or same.fp8,
+        )
+    return list(found.values())
 
 
 def _checked(case: Case) -> Case:
