@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import statistics
+import sys
 
 from zenrepro import backends
 from zenrepro.ops.mla import CASES, jax_absorbed, jax_tiled
@@ -24,7 +25,10 @@ CHUNKS_MB = (4, 8, 16, 32, 64)
 def main() -> None:
     import jax
 
-    backend = backends.open("jax", "gpu:0")
+    try:
+        backend = backends.open("jax", "gpu:0")
+    except backends.Unavailable as reason:
+        sys.exit(str(reason))
     for name in NAMES:
         case = next(case for case in CASES["full"] if case.name == name)
         problem = Problem(backend, case, "bf16", seed=0)

@@ -228,6 +228,8 @@ def measure(shape: Shape, target: str, processors: int) -> None:
 
 
 def main(words: list[str]) -> None:
+    if not torch.cuda.is_available():
+        sys.exit("no CUDA GPU here")
     began = time.monotonic()
     limit = next((float(word) for word in words if word.isdigit()), 40.0)
     kinds = [word for word in words if not word.isdigit()]

@@ -173,6 +173,8 @@ def compile_all(built: dict[str, nvrtc.Defines], kinds: list[str]) -> None:
 
 
 def main() -> None:
+    if not torch.cuda.is_available():
+        sys.exit("no CUDA GPU here")
     words = sys.argv[1:]
     seconds = float(words.pop(0)) if words and words[0].replace(".", "").isdigit() else 40.0
     kinds = [word for word in words if word in ("bf16", "fp8")] or ["bf16", "fp8"]

@@ -263,6 +263,8 @@ def main(arguments: list[str]) -> None:
     if arguments[:1] == ["build"]:
         build(int(arguments[1]))
         return
+    if not torch.cuda.is_available():
+        sys.exit("no CUDA GPU here")
     seconds = float(arguments[0]) if arguments else 40.0
     until = time.monotonic() + seconds
     what = arguments[1:] or ["bf16", "fp8", "forms"]
