@@ -81,7 +81,7 @@ def _interruptible(run: Callable[[], None], kill: Callable[[], None]) -> None:
     """``run`` in a thread of its own, so that an interrupt reaches this one and nothing else.
 
     In the main thread nbclient would take the signal for itself and race with its own clean-up:
-    now and then the run went on, or ended in a traceback. Here the kernel is killed first, and
+    now and then that ended in a traceback. Here the kernel is killed first, and
     KeyboardInterrupt is raised once the thread has seen that and ended.
     """
     raised: list[BaseException] = []
