@@ -131,6 +131,30 @@ def test_fa3_takes_fp8_and_gives_bf16(recorded: list[dict[str, Any]]) -> None:
     assert 0.02 < verdict.bound < 0.12  # those that the loop rounds to three bits
 
 
+def test_a_build_for_packed_sequences_alone_serves_equal_lengths(
+    recorded: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = fa3_library._call
+
+    def packed_only(name: str, **given: Any) -> Any:
+        if given.get("cu_seqlens_q") is None:
+            raise UnsupportedError("This flash attention build only supports varlen (for ...).")
+        return whole(name, **given)
+
+    monkeypatch.setattr(fa3_library, "_call", packed_only)
+    for case in some("unequal", "chunk", "verify"):
+        drawn = Problem(backends.open("torch", "cpu"), case, "bf16", seed=0)
+        verdict = drawn.judge(drawn.call(ROWS["torch.fa3_package"]))
+        assert verdict.passed, verdict.reason
+        assert recorded[-1]["q"].ndim == 3
+        assert recorded[-1]["cu_seqlens_k"].tolist()[-1] == case.batch * case.cache_len
+    q = torch.zeros(1, 4, 2, 16, dtype=torch.bfloat16)
+    with pytest.raises(
+        UnsupportedError, match="only supports varlen"
+    ):  # of pages: said, not mended
+        fa3_library.forward(q, q, q, scale=1.0, causal=True, page_table=None, seqused_k=None)
+
+
 def test_fa3_refuses_in_its_own_first_line(recorded: list[dict[str, Any]]) -> None:
     q = torch.zeros(1, 4, 2, 12, dtype=torch.bfloat16)
     with pytest.raises(UnsupportedError, match=r"^head_size should be a multiple of 8$"):

@@ -30,6 +30,8 @@ _PLAIN: dict[str, Any] = {
     "is_rotary_interleaved": True, "num_splits": 0, "sm_margin": 0, "cp_world_size": 1,
     "cp_rank": 0,
 }  # fmt: skip
+_PACKED_ONLY = "only supports varlen"  # vLLM's build, of dense batches
+_kept: dict[tuple[Any, int, int], Any] = {}  # offsets by device, batch and length
 
 
 def forward(
@@ -38,12 +40,49 @@ def forward(
     """The attention of FlashAttention-3; ``given`` are further arguments of its operator ``fwd``.
 
     Without ``scheduler_metadata`` the call makes its own where it needs any, and without
-    ``num_splits`` it chooses. Raises UnsupportedError with the library's words when it refuses.
+    ``num_splits`` it chooses. A batch of equal lengths goes to a build that only takes packed
+    sequences as such. Raises UnsupportedError with the library's words when it refuses.
     """
-    given.setdefault("num_splits", 0)
-    result = _call("fwd", q=q, k=k, v=v, softmax_scale=scale, is_causal=causal, **given)
+    given = {"num_splits": 0, "softmax_scale": scale, "is_causal": causal, **given}
+    equal_lengths = q.ndim == 4 and not {"page_table", "seqused_k", "cu_seqlens_k"} & set(given)
+    try:
+        result = _call("fwd", q=q, k=k, v=v, **given)
+    except UnsupportedError as refusal:
+        if not (equal_lengths and _PACKED_ONLY in str(refusal)):
+            raise
+        return _packed(q, k, v, given)
     out: torch.Tensor = result[0]
     return out
+
+
+def _packed(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, given: dict[str, Any]
+) -> torch.Tensor:
+    """The same batch as packed sequences."""
+    batch, query_len = q.shape[:2]
+    offsets = {
+        "cu_seqlens_q": _offsets(q, batch, query_len),
+        "cu_seqlens_k": _offsets(q, batch, k.shape[1]),
+        "max_seqlen_q": query_len,
+        "max_seqlen_k": k.shape[1],
+    }
+    q, k, v = (x.flatten(0, 1) for x in (q, k, v))
+    out: torch.Tensor = _call("fwd", q=q, k=k, v=v, **offsets, **given)[0]
+    return out.unflatten(0, (batch, query_len))
+
+
+def _offsets(q: torch.Tensor, batch: int, length: int) -> torch.Tensor:
+    """Those of sequences of one length; kept, since they are not part of a caller's step."""
+    import torch
+
+    key = (q.device, batch, length)
+    if key in _kept:
+        return _kept[key]
+    made = torch.arange(batch + 1, dtype=torch.int32, device=q.device) * length
+    # What is made during a capture lives as long as the graph does.
+    if not (q.is_cuda and torch.cuda.is_current_stream_capturing()):
+        _kept[key] = made
+    return made
 
 
 def scheduler_metadata(**given: Any) -> torch.Tensor:
