@@ -19,6 +19,7 @@ from zenrepro.records import Origin
 
 pytestmark = pytest.mark.device
 ROWS = [entry for entry in TABLE if entry.backend == "torch" and "cuda" in entry.needs.dtypes]
+FAR = 4.0  # times the gate's bound
 LAYOUTS = [case for case in CONTRACT if case.name in ("varlen", "paged_16")]
 LONG = [
     case
@@ -29,7 +30,11 @@ LONG = [
 
 
 def judged(backend: Any, device: Any, entry: Entry, case: Case, dtype: str) -> str | None:
-    """Why the row does not run this case; None when it ran and was right."""
+    """Why the row does not run this case; None when it ran and was right.
+
+    A peer's miss is printed, as the gate reports it in a run: it is that library's. One by more
+    than FAR is more likely our call of it, and fails like a miss of ours.
+    """
     ok, reason = entry.available(device, case.conditions(dtype))
     if not ok:
         return str(reason)
@@ -39,7 +44,12 @@ def judged(backend: Any, device: Any, entry: Entry, case: Case, dtype: str) -> s
         verdict = drawn.judge(call)
     except UnsupportedError as error:
         return str(error)
-    assert verdict.passed, f"{entry.name}, {case.name}, {dtype}: {verdict.reason}"
+    said = f"{entry.name}, {case.name}, {dtype}: {verdict.reason}"
+    peer = entry.origin == Origin.PEER
+    if not verdict.passed and peer and verdict.error and verdict.error <= FAR * verdict.bound:
+        print(f"a peer misses the gate: {said}")
+        return None
+    assert verdict.passed, said
     return None
 
 

@@ -290,6 +290,48 @@ def test_flex_sees_what_the_mask_says(monkeypatch: pytest.MonkeyPatch, case: Cas
     assert verdict.passed, verdict.reason
 
 
+def test_what_flex_cannot_compile_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch._dynamo.exc import InternalTorchDynamoError
+
+    from zenrepro.ops.attention import torch_flex
+
+    def compiler(error: Exception) -> Any:
+        def call(*given: Any, **more: Any) -> Any:
+            raise error
+
+        return lambda: call
+
+    q = torch.zeros(1, 3, 2, 16)
+    failed = InternalTorchDynamoError("LoweringException: No choices to select.\n  target: flex")
+    monkeypatch.setattr(torch_flex, "_compiled", compiler(failed))
+    with pytest.raises(UnsupportedError, match=r"^LoweringException: No choices to select\.$"):
+        torch_flex.attention(q, q, q, causal=False)
+    memory = InternalTorchDynamoError("CUDA out of memory")
+    monkeypatch.setattr(torch_flex, "_compiled", compiler(memory))
+    with pytest.raises(InternalTorchDynamoError):
+        torch_flex.attention(q, q, q, causal=False)
+
+
+def test_flex_never_goes_on_uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Past torch's limit on shapes a compiled function runs as it is, at another speed."""
+    from zenrepro.ops.attention import torch_flex
+
+    seen = []
+    whole = torch.compile(lambda q, *given, **more: q + 1, backend="eager", dynamic=False,
+                          fullgraph=True)  # fmt: skip
+    monkeypatch.setattr(torch_flex, "_compiled", lambda: whole)
+    for length in range(1, 20):
+        q = torch.zeros(1, length, 2, 16)
+        seen.append(torch_flex.attention(q, q, q, causal=False).shape[1])
+    assert seen == list(range(1, 20))
+    monkeypatch.setattr(torch_flex, "SHAPES", 4)
+    torch._dynamo.reset()
+    with pytest.raises(UnsupportedError, match="limit"):
+        for length in range(1, 20):
+            q = torch.zeros(1, length, 2, 16)
+            torch_flex.attention(q, q, q, causal=False)
+
+
 def latent(lengths: list[int], heads: int, queries: int, pages: int) -> tuple[Any, Any, Any]:
     """q, a latent cache and its indices, drawn."""
     rng = np.random.default_rng(0)
