@@ -15,82 +15,25 @@ Flash-Decoding (split over the sequence).
 import triton
 import triton.language as tl
 
+from zenrepro.ops.device_code import triton_module
+
 LATENT = tl.constexpr(512)
 ROTARY = tl.constexpr(64)
-NOPE = tl.constexpr(128)
-VALUE = tl.constexpr(128)
 PAGE = tl.constexpr(64)
+SCALES = tl.constexpr(4)  # of a row of the FP8 cache
 PAIRS = tl.constexpr(64)  # of latent columns that share one scale of the FP8 cache
+narrowed, product = (getattr(triton_module("arithmetic"), name) for name in ("narrowed", "product"))
+e4m3_pairs = triton_module("e4m3").e4m3_pairs
 
 
 @triton.jit
-def product(a, b, acc, INTERPRETED: tl.constexpr):
-    """``acc + a @ b`` in fp32. Triton's interpreter holds bf16 as bits and cannot multiply it."""
-    if INTERPRETED:
-        a = a.to(tl.float32)
-        b = b.to(tl.float32)
-    return tl.dot(a, b, acc)
-
-
-@triton.jit
-def narrowed(x, dtype: tl.constexpr, INTERPRETED: tl.constexpr):
-    """fp32 -> ``dtype``, to nearest. Triton's interpreter truncates to bf16: it gets numbers whose
-    lower half was rounded away before."""
-    if INTERPRETED and dtype == tl.bfloat16:
-        bits = x.to(tl.uint32, bitcast=True)
-        bits = (bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000
-        x = bits.to(tl.float32, bitcast=True)
-    return x.to(dtype)
-
-
-@triton.jit
-def e4m3_to_bf16(x):
-    """uint32 with an e4m3 number in its uppermost byte -> bf16 of that number, exactly.
-
-    Sign stays on top, exponent and fraction go to fp32's place; that reads the exponent with fp32's
-    bias of 127 in place of 7, so the number is 2**120 too small: one exact product mends it,
-    subnormal numbers included. NaN (all ones below the sign) reads as 480: caches hold none.
-    """
-    bits = (x & 0x80000000) | ((x >> 4) & 0x07F00000)
-    return (bits.to(tl.float32, bitcast=True) * 1.329227995784916e36).to(tl.bfloat16)
-
-
-@triton.jit
-def e4m3_pairs(x, PACKED: tl.constexpr):
-    """uint16 of two e4m3 numbers -> bf16 of the lower, bf16 of the upper byte; both exact.
-
-    For cards without FP8 units, and for Hopper, which cannot go from e4m3 to bf16 directly. PACKED
-    does ``e4m3_to_bf16`` in bf16's place, two pairs at a time in 9 instructions, 2.25 a number.
-    """
-    if PACKED:
-        low, high = tl.inline_asm_elementwise(
-            """
-            {
-            .reg .b32 lower, upper, minus_zero, factor;
-            mov.b32 minus_zero, 0x80008000;
-            mov.b32 factor, 0x7B807B80;
-            shl.b32 lower, $2, 8;
-            shr.u32 upper, $2, 4;
-            and.b32 upper, upper, 0x07F007F0;
-            lop3.b32 upper, $2, 0x80008000, upper, 0xEA;
-            fma.rn.bf16x2 $1, upper, factor, minus_zero;
-            shr.u32 upper, lower, 4;
-            and.b32 upper, upper, 0x07F007F0;
-            lop3.b32 lower, lower, 0x80008000, upper, 0xEA;
-            fma.rn.bf16x2 $0, lower, factor, minus_zero;
-            }
-            """,
-            "=&r,=&r,r",
-            [x],
-            dtype=(tl.bfloat16, tl.bfloat16),
-            is_pure=True,
-            pack=2,
-        )
-    else:
-        wide = x.to(tl.uint32)
-        low = e4m3_to_bf16(wide << 24)
-        high = e4m3_to_bf16((wide & 0xFF00) << 16)
-    return low, high
+def expanded(pairs, scale, KEYS: tl.constexpr, INTERPRETED: tl.constexpr):
+    """[KEYS, 256] pairs of e4m3 numbers, [KEYS, 4] scales -> their products in bf16 [KEYS, 512]."""
+    low, high = e4m3_pairs(pairs, not INTERPRETED)
+    wide = tl.broadcast_to(scale[:, :, None], (KEYS, SCALES, PAIRS)).reshape(KEYS, LATENT // 2)
+    low = narrowed(low.to(tl.float32) * wide, tl.bfloat16, INTERPRETED)
+    high = narrowed(high.to(tl.float32) * wide, tl.bfloat16, INTERPRETED)
+    return tl.join(low, high).reshape(KEYS, LATENT)
 
 
 @triton.jit
@@ -98,6 +41,42 @@ def page_id(block_table, tile, pages, page_limit, KEYS: tl.constexpr):
     """The page that holds ``tile``, kept inside the cache whatever the table says."""
     page = tl.load(block_table + tl.minimum(tile * KEYS // PAGE, pages - 1))
     return tl.minimum(tl.maximum(page, 0), page_limit - 1).to(tl.int64)
+
+
+@triton.jit
+def asked_for(start, rows, row_bytes, BYTES: tl.constexpr):
+    """Has the L2 read ``rows`` rows of BYTES from address ``start`` on; gives 0 without waiting.
+
+    Triton issues a tile's loads at the end of the step before, and they wait for device memory
+    meanwhile; this lets them find their lines in the L2. All threads of the program share it. It
+    claims to be pure, since Triton does not pipeline loops with effects: the 0 has to be used.
+    """
+    return tl.inline_asm_elementwise(
+        """
+        {
+        .reg .pred more;
+        .reg .b32 line, step, end;
+        .reg .b64 place;
+        mov.u32 line, %tid.x;
+        shl.b32 line, line, 7;
+        mov.u32 step, %ntid.x;
+        shl.b32 step, step, 7;
+        next:
+        setp.lt.u32 more, line, $2;
+        cvt.u64.u32 place, line;
+        add.u64 place, place, $1;
+        @more prefetch.global.L2 [place];
+        add.u32 line, line, step;
+        @more bra next;
+        mov.b32 $0, 0;
+        }
+        """,
+        "=r,l,r",
+        [start.to(tl.int64), (rows - 1) * row_bytes + BYTES],
+        dtype=tl.int32,
+        is_pure=True,
+        pack=1,
+    )
 
 
 @triton.jit
@@ -173,12 +152,43 @@ def sequences(ends, run, program):
     return first, tl.sum((ends < high).to(tl.int32), 0) + 1
 
 
+@triton.jit
+def delivery(
+    out_rows, part_rows, weight_places, maximum, total, row_there, wholly, AXIS: tl.constexpr
+):
+    """What ``deliver`` wants; stores the logarithm (base 2) of a part's weight."""
+    # Pairs of a program and a sequence, in the order of tiles: one of the two goes up, which makes
+    # their sum a slot of its own.
+    if not wholly:
+        tl.store(weight_places, maximum + tl.log2(total), mask=row_there)
+    inverse = tl.where(total > 0.0, 1.0 / total, 0.0)
+    return (
+        tl.expand_dims(inverse, AXIS),
+        tl.expand_dims(out_rows, AXIS),
+        tl.expand_dims(part_rows, AXIS),
+        tl.expand_dims(row_there, AXIS),
+    )
+
+
+@triton.jit
+def deliver(acc, inverse, columns, out_rows, part_rows, there, wholly, INTERPRETED: tl.constexpr):
+    """Columns of a sequence that this program walked ``wholly`` go to the output, of others to the
+    parts."""
+    if wholly:
+        result = narrowed(acc * inverse, out_rows.dtype.scalar.element_ty, INTERPRETED)
+        tl.store(out_rows + columns, result, mask=there)
+    else:
+        tl.store(part_rows + columns, acc * inverse, mask=there)
+
+
 @triton.jit(
     do_not_specialize=["table_batch", "batch", "pages", "page_limit", "tokens", "heads", "least"]
 )
 def decode(
     q,
     cache,
+    rotary,
+    scales,
     block_table,
     seqlens,
     out,
@@ -201,14 +211,21 @@ def decode(
     ROWS: tl.constexpr,
     KEYS: tl.constexpr,
     KEYS_FIRST: tl.constexpr,
+    EXPAND: tl.constexpr,
     STAGES: tl.constexpr,
+    AHEAD: tl.constexpr,
     BATCH: tl.constexpr,
     INTERPRETED: tl.constexpr,
 ):
     """Grid (row tiles, programs). Sequences that one program walks alone go to ``out``
     [B, rows, 512]; of others a program's part, normalised, goes to ``parts`` fp32 [slots, rows,
     512] and the logarithm (base 2) of its weight to ``lse`` [slots, rows], in slot program +
-    sequence. ``combine`` makes the rest of ``out``."""
+    sequence. ``combine`` makes the rest of ``out``.
+
+    With EXPAND the latent is e4m3, in the pieces that ``decode_fp8`` describes. Each number times
+    its scale is rounded to bf16 once a tile and put where all products find it: for tiles of 64
+    rows, whose matrix instruction reads keys and values from shared memory only.
+    """
     program = tl.program_id(1)
     each, tiles, starts, ends, run = schedule(
         seqlens, batch, pages, tl.num_programs(1), least, KEYS, BATCH
@@ -217,7 +234,7 @@ def decode(
     row_there = row < tokens * heads
     token = row // heads
     column = tl.arange(0, LATENT)
-    rotary_column = LATENT + tl.arange(0, ROTARY)
+    rotary_part = tl.arange(0, ROTARY)
     AXIS: tl.constexpr = 0 if KEYS_FIRST else 1  # the keys' axis of the scores
     begin, end = sequences(ends, run, program)
     for sequence in tl.range(begin, end):
@@ -227,21 +244,46 @@ def decode(
         place = tl.full((), 0, tl.int64) + sequence
         q_rows = (q + place * q_batch + token * q_token + (row % heads) * q_head)[:, None]
         q_latent = tl.load(q_rows + column[None, :], mask=row_there[:, None], other=0.0)
-        q_rotary = tl.load(q_rows + rotary_column[None, :], mask=row_there[:, None], other=0.0)
+        q_rotary = tl.load(
+            q_rows + LATENT + rotary_part[None, :], mask=row_there[:, None], other=0.0
+        )
         acc = tl.zeros((LATENT, ROWS) if KEYS_FIRST else (ROWS, LATENT), tl.float32)
         maximum = tl.full((ROWS,), float("-inf"), tl.float32)
         total = tl.zeros((ROWS,), tl.float32)
         table = block_table + place * table_batch
         page = page_id(table, first, pages, page_limit, KEYS)
+        soon = page_id(table, tl.minimum(first + AHEAD, last - 1), pages, page_limit, KEYS)
         for tile in tl.range(first, last, num_stages=STAGES):
             key = tile * KEYS + tl.arange(0, KEYS)
             there = (key < length)[:, None]  # rows beyond the length may hold NaN
-            rows = (cache + page * cache_page + (key % PAGE) * cache_row)[:, None]
-            k_rotary = tl.load(rows + rotary_column[None, :], mask=there, other=0.0)
-            k_latent = tl.load(rows + column[None, :], mask=there, other=0.0)
+            initial = tl.full((KEYS, ROWS) if KEYS_FIRST else (ROWS, KEYS), 0.0, tl.float32)
+            if AHEAD > 0:
+                far = tl.minimum(tile + AHEAD, last - 1) * KEYS % PAGE
+                ahead = soon * cache_page + far * cache_row
+                if EXPAND:
+                    asked = asked_for(cache + ahead * 8, KEYS, cache_row * 16, 656)
+                else:
+                    asked = asked_for(cache + ahead, KEYS, cache_row * 2, 1152)
+                initial += asked.to(tl.float32)
+            start = page * cache_page + (key % PAGE) * cache_row
+            if EXPAND:
+                rotary_rows = (rotary + start * 8)[:, None]
+                k_rotary = tl.load(rotary_rows + rotary_part[None, :], mask=there, other=0.0)
+                rows = (cache + start * 8)[:, None]
+                pairs = tl.load(rows + tl.arange(0, LATENT // 2)[None, :], mask=there, other=0)
+                scale_rows = (scales + start * 4)[:, None]
+                scale = tl.load(scale_rows + tl.arange(0, SCALES)[None, :], mask=there, other=0.0)
+                k_latent = expanded(pairs, scale, KEYS, INTERPRETED)
+            else:
+                rows = (cache + start)[:, None]
+                k_rotary = tl.load(rows + LATENT + rotary_part[None, :], mask=there, other=0.0)
+                k_latent = tl.load(rows + column[None, :], mask=there, other=0.0)
             page = page_id(table, tile + 1, pages, page_limit, KEYS)
+            if AHEAD > 0:
+                far = tl.minimum(tile + 1 + AHEAD, last - 1)
+                soon = page_id(table, far, pages, page_limit, KEYS)
 
-            scores = scored(q_rotary, k_rotary, None, KEYS_FIRST, INTERPRETED)
+            scores = scored(q_rotary, k_rotary, initial, KEYS_FIRST, INTERPRETED)
             scores = scored(q_latent, k_latent, scores, KEYS_FIRST, INTERPRETED)
             visible = tl.expand_dims(key, 1 - AXIS) < tl.expand_dims(seen, AXIS)
             weights, rescale, maximum, total = softmax_step(
@@ -249,21 +291,15 @@ def decode(
             )
             acc = summed(weights, k_latent, acc * rescale, KEYS_FIRST, INTERPRETED)
 
-        inverse = tl.expand_dims(tl.where(total > 0.0, 1.0 / total, 0.0), AXIS)
-        there = tl.expand_dims(row_there, AXIS)
-        all_rows = tokens * heads
-        if (first == 0) & (last == all_tiles):
-            if last > first:
-                out_rows = out + (place * all_rows + row) * out_row
-                out_rows = tl.expand_dims(out_rows, AXIS)
-                result = narrowed(acc * inverse, out.dtype.element_ty, INTERPRETED)
-                tl.store(out_rows + tl.expand_dims(column, 1 - AXIS), result, mask=there)
-        elif last > first:
-            # Pairs of a program and a sequence, in the order of tiles: one of the two goes up.
-            slot = (place + program) * all_rows + row
-            tl.store(lse + slot, maximum + tl.log2(total), mask=row_there)
-            out_rows = tl.expand_dims(parts + slot * LATENT, AXIS)
-            tl.store(out_rows + tl.expand_dims(column, 1 - AXIS), acc * inverse, mask=there)
+        if last > first:
+            wholly = (first == 0) & (last == all_tiles)
+            slot = (place + program) * tokens * heads + row
+            inverse, out_rows, part_rows, there = delivery(
+                out + (place * tokens * heads + row) * out_row, parts + slot * LATENT, lse + slot,
+                maximum, total, row_there, wholly, AXIS,
+            )  # fmt: skip
+            columns = tl.expand_dims(column, 1 - AXIS)
+            deliver(acc, inverse, columns, out_rows, part_rows, there, wholly, INTERPRETED)
 
 
 @triton.jit(
@@ -297,6 +333,7 @@ def decode_fp8(
     KEYS: tl.constexpr,
     PACKED: tl.constexpr,
     STAGES: tl.constexpr,
+    AHEAD: tl.constexpr,
     BATCH: tl.constexpr,
     INTERPRETED: tl.constexpr,
 ):
@@ -350,9 +387,15 @@ def decode_fp8(
         total = tl.zeros((ROWS,), tl.float32)
         table = block_table + place * table_batch
         page = page_id(table, first, pages, page_limit, KEYS)
+        soon = page_id(table, tl.minimum(first + AHEAD, last - 1), pages, page_limit, KEYS)
         for tile in tl.range(first, last, num_stages=STAGES):
             key = tile * KEYS + tl.arange(0, KEYS)
             there = (key < length)[:, None]  # rows beyond the length may hold NaN
+            initial = tl.full((ROWS, KEYS), 0.0, tl.float32)
+            if AHEAD > 0:
+                far = tl.minimum(tile + AHEAD, last - 1) * KEYS % PAGE
+                ahead = cache + (soon * page_16 + far * row_16) * 8
+                initial += asked_for(ahead, KEYS, row_16 * 16, 656).to(tl.float32)
             in_page = key % PAGE
             row_start = page * page_16 + in_page * row_16
             rotary_rows = (rotary + row_start * 8)[:, None]
@@ -368,8 +411,11 @@ def decode_fp8(
             s3 = tl.load(scale_row + 3, mask=key < length, other=0.0)
             x3 = tl.load(rows + 192, mask=there, other=0)
             page = page_id(table, tile + 1, pages, page_limit, KEYS)
+            if AHEAD > 0:
+                far = tl.minimum(tile + 1 + AHEAD, last - 1)
+                soon = page_id(table, far, pages, page_limit, KEYS)
 
-            scores = scored(q_rotary, k_rotary, None, False, INTERPRETED)
+            scores = scored(q_rotary, k_rotary, initial, False, INTERPRETED)
             even0, odd0 = e4m3_pairs(x0, PACKED)
             part = scored(q0_even, even0, None, False, INTERPRETED)
             part = scored(q0_odd, odd0, part, False, INTERPRETED)
@@ -403,44 +449,36 @@ def decode_fp8(
             acc3_even = summed(scaled, even3, acc3_even * rescale, False, INTERPRETED)
             acc3_odd = summed(scaled, odd3, acc3_odd * rescale, False, INTERPRETED)
 
-        inverse = tl.expand_dims(tl.where(total > 0.0, 1.0 / total, 0.0), AXIS)
-        there = tl.expand_dims(row_there, AXIS)
-        all_rows = tokens * heads
-        if (first == 0) & (last == all_tiles):
-            if last > first:
-                out_rows = out + (place * all_rows + row) * out_row
-                out_rows = tl.expand_dims(out_rows, AXIS)
-                out_rows += 2 * pair[None, :]
-                result = narrowed(acc0_even * inverse, out.dtype.element_ty, INTERPRETED)
-                tl.store(out_rows + 0, result, mask=there)
-                result = narrowed(acc0_odd * inverse, out.dtype.element_ty, INTERPRETED)
-                tl.store(out_rows + 1, result, mask=there)
-                result = narrowed(acc1_even * inverse, out.dtype.element_ty, INTERPRETED)
-                tl.store(out_rows + 128, result, mask=there)
-                result = narrowed(acc1_odd * inverse, out.dtype.element_ty, INTERPRETED)
-                tl.store(out_rows + 129, result, mask=there)
-                result = narrowed(acc2_even * inverse, out.dtype.element_ty, INTERPRETED)
-                tl.store(out_rows + 256, result, mask=there)
-                result = narrowed(acc2_odd * inverse, out.dtype.element_ty, INTERPRETED)
-                tl.store(out_rows + 257, result, mask=there)
-                result = narrowed(acc3_even * inverse, out.dtype.element_ty, INTERPRETED)
-                tl.store(out_rows + 384, result, mask=there)
-                result = narrowed(acc3_odd * inverse, out.dtype.element_ty, INTERPRETED)
-                tl.store(out_rows + 385, result, mask=there)
-        elif last > first:
-            # Pairs of a program and a sequence, in the order of tiles: one of the two goes up.
-            slot = (place + program) * all_rows + row
-            tl.store(lse + slot, maximum + tl.log2(total), mask=row_there)
-            out_rows = tl.expand_dims(parts + slot * LATENT, AXIS)
-            out_rows += 2 * pair[None, :]
-            tl.store(out_rows + 0, acc0_even * inverse, mask=there)
-            tl.store(out_rows + 1, acc0_odd * inverse, mask=there)
-            tl.store(out_rows + 128, acc1_even * inverse, mask=there)
-            tl.store(out_rows + 129, acc1_odd * inverse, mask=there)
-            tl.store(out_rows + 256, acc2_even * inverse, mask=there)
-            tl.store(out_rows + 257, acc2_odd * inverse, mask=there)
-            tl.store(out_rows + 384, acc3_even * inverse, mask=there)
-            tl.store(out_rows + 385, acc3_odd * inverse, mask=there)
+        if last > first:
+            wholly = (first == 0) & (last == all_tiles)
+            slot = (place + program) * tokens * heads + row
+            inverse, out_rows, part_rows, there = delivery(
+                out + (place * tokens * heads + row) * out_row, parts + slot * LATENT, lse + slot,
+                maximum, total, row_there, wholly, AXIS,
+            )  # fmt: skip
+            columns = 2 * pair[None, :]
+            deliver(
+                acc0_even, inverse, columns + 0, out_rows, part_rows, there, wholly, INTERPRETED
+            )
+            deliver(acc0_odd, inverse, columns + 1, out_rows, part_rows, there, wholly, INTERPRETED)
+            deliver(
+                acc1_even, inverse, columns + 128, out_rows, part_rows, there, wholly, INTERPRETED
+            )
+            deliver(
+                acc1_odd, inverse, columns + 129, out_rows, part_rows, there, wholly, INTERPRETED
+            )
+            deliver(
+                acc2_even, inverse, columns + 256, out_rows, part_rows, there, wholly, INTERPRETED
+            )
+            deliver(
+                acc2_odd, inverse, columns + 257, out_rows, part_rows, there, wholly, INTERPRETED
+            )
+            deliver(
+                acc3_even, inverse, columns + 384, out_rows, part_rows, there, wholly, INTERPRETED
+            )
+            deliver(
+                acc3_odd, inverse, columns + 385, out_rows, part_rows, there, wholly, INTERPRETED
+            )
 
 
 @triton.jit(do_not_specialize=["batch", "rows", "pages", "programs", "least"])
@@ -499,131 +537,3 @@ def combine(
             out + (place * rows + row) * out_row + column,
             narrowed(acc, out.dtype.element_ty, INTERPRETED),
         )
-
-
-@triton.jit(do_not_specialize=["rows", "tokens", "heads"])
-def absorb(
-    q,
-    w_uk,
-    out,
-    q_batch,
-    q_token,
-    q_head,
-    uk_head,
-    uk_row,
-    rows,
-    tokens,
-    heads,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    INTERPRETED: tl.constexpr,
-):
-    """Grid (heads, row tiles, 512 / COLUMNS): q [B, T, H, 192] -> absorbed [B x T, H, 576].
-
-    The first 128 columns times W_UK[h], the rotary 64 as they are. Row r is token r % tokens of
-    sequence r // tokens: a tile of many sequences reads its head's weights once.
-    """
-    head = tl.program_id(0)
-    row = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
-    row_there = (row < rows)[:, None]
-    column = tl.program_id(2) * COLUMNS + tl.arange(0, COLUMNS)
-    nope_column = tl.arange(0, NOPE)
-    rotary_column = tl.arange(0, ROTARY)
-    q_rows = q + (row // tokens).to(tl.int64) * q_batch + (row % tokens) * q_token + head * q_head
-    nope = tl.load(q_rows[:, None] + nope_column[None, :], mask=row_there, other=0.0)
-    weight = tl.load(w_uk + head * uk_head + nope_column[:, None] * uk_row + column[None, :])
-    absorbed = product(nope, weight, None, INTERPRETED)
-    out_rows = (out + (row.to(tl.int64) * heads + head) * (LATENT + ROTARY))[:, None]
-    tl.store(
-        out_rows + column[None, :],
-        narrowed(absorbed, out.dtype.element_ty, INTERPRETED),
-        mask=row_there,
-    )
-    if tl.program_id(2) == 0:
-        rotary = tl.load(q_rows[:, None] + NOPE + rotary_column[None, :], mask=row_there, other=0.0)
-        tl.store(out_rows + LATENT + rotary_column[None, :], rotary, mask=row_there)
-
-
-@triton.jit(do_not_specialize=["batch", "tokens", "heads", "pages", "programs", "least"])
-def combine_project(
-    attended,
-    parts,
-    lse,
-    seqlens,
-    w_uv,
-    out,
-    uv_head,
-    uv_row,
-    batch,
-    tokens,
-    heads,
-    pages,
-    programs,
-    least,
-    KEYS: tl.constexpr,
-    BATCH: tl.constexpr,
-    ROWS: tl.constexpr,
-    CHUNK: tl.constexpr,
-    INTERPRETED: tl.constexpr,
-):
-    """Grid (heads, row tiles): ``combine``, then times W_UV[h] transposed -> out [B x T, H, 128].
-
-    Rows as in ``absorb``; ``attended`` [B, T x H, 512] holds the sequences of one program. CHUNK
-    latent columns are combined and projected at a time.
-    """
-    head = tl.program_id(0)
-    row = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
-    row_there = row < batch * tokens
-    sequence = row // tokens
-    each, tiles, starts, _, run = schedule(seqlens, batch, pages, programs, least, KEYS, BATCH)
-    own = each[None, :] == sequence[:, None]
-    first = tl.sum(tl.where(own, starts[None, :], 0), 1)
-    last = first + tl.sum(tl.where(own, tiles[None, :], 0), 1)
-    count = tl.where(last > first, (last - 1) // run - first // run + 1, 0)
-    whole = (count == 1)[:, None]
-    split_count = tl.where((count > 1) & row_there, count, 0)
-    most = tl.max(split_count, 0)
-    all_rows = tokens * heads
-    own_row = (row % tokens) * heads + head
-    slot = (sequence.to(tl.int64) + first // run) * all_rows + own_row
-    value_column = tl.arange(0, VALUE)
-    chunk_column = tl.arange(0, CHUNK)
-
-    highest = tl.full((ROWS,), float("-inf"), tl.float32)
-    for part in range(most):
-        seen = tl.load(lse + slot + part * all_rows, mask=part < split_count, other=float("-inf"))
-        highest = tl.maximum(highest, seen)
-    highest = tl.where(highest == float("-inf"), 0.0, highest)
-    total = tl.zeros((ROWS,), tl.float32)
-    for part in range(most):
-        seen = tl.load(lse + slot + part * all_rows, mask=part < split_count, other=float("-inf"))
-        total += tl.exp2(seen - highest)
-    inverse = tl.where(total > 0.0, 1.0 / total, 0.0)
-
-    result = tl.zeros((ROWS, VALUE), tl.float32)
-    single = (attended + (sequence.to(tl.int64) * all_rows + own_row) * LATENT)[:, None]
-    for start in range(0, LATENT, CHUNK):
-        weight = tl.load(
-            w_uv + head * uv_head + value_column[:, None] * uv_row + start + chunk_column[None, :]
-        )
-        acc = tl.load(
-            single + start + chunk_column[None, :], mask=whole & row_there[:, None], other=0.0
-        ).to(tl.float32)
-        for part in range(most):
-            here = part < split_count
-            seen = tl.load(lse + slot + part * all_rows, mask=here, other=float("-inf"))
-            values = tl.load(
-                (parts + (slot + part * all_rows) * LATENT)[:, None]
-                + start
-                + chunk_column[None, :],
-                mask=here[:, None],
-                other=0.0,
-            )
-            acc += values * (tl.exp2(seen - highest) * inverse)[:, None]
-        acc = narrowed(acc, weight.dtype, INTERPRETED)
-        result = product(acc, weight.T, result, INTERPRETED)
-    tl.store(
-        out + ((row.to(tl.int64) * heads + head) * VALUE)[:, None] + value_column[None, :],
-        narrowed(result, out.dtype.element_ty, INTERPRETED),
-        mask=row_there[:, None],
-    )

@@ -25,25 +25,24 @@ from zenrepro.ops.mla import forms, torch_fused, torch_triton
 from zenrepro.ops.mla.sizes import LATENT, NOPE, PAGE, QUERY, ROW, SCALE, VALUE
 
 Cut = torch_triton.Configuration
-BUILDERS, SAMPLES = 10, 12
+BUILDERS, SAMPLES = 16, 12
 # batch, heads, cache length
 SHAPES = (
-    (128, 16, 4096), (128, 24, 4096), (64, 40, 4096), (64, 64, 4096), (64, 64, 16384),
-    (64, 128, 4096), (8, 16, 32768), (1, 16, 131072), (1, 24, 4096),
+    (128, 16, 4096), (128, 24, 4096), (32, 24, 4096), (64, 40, 4096), (64, 64, 4096),
+    (64, 64, 16384), (64, 128, 4096), (8, 16, 32768), (1, 16, 131072),
+    (1, 24, 4096), (4, 24, 4096), (8, 24, 4096), (1, 64, 4096), (2, 64, 4096), (4, 64, 4096),
+    (8, 64, 4096), (1, 128, 4096), (4, 128, 4096), (1, 128, 32768),
 )  # fmt: skip
 HOPPER = {
     False: (
-        Cut(16, 64, False, 4, 2, 2), Cut(16, 64, False, 8, 3, 1), Cut(16, 64, False, 8, 2, 2),
-        Cut(16, 32, False, 4, 3, 2), Cut(16, 32, False, 8, 4, 1), Cut(16, 64, True, 4, 2, 1),
-        Cut(16, 64, True, 8, 2, 1), Cut(32, 64, False, 4, 2, 2), Cut(32, 64, False, 8, 2, 1),
-        Cut(32, 32, False, 8, 3, 1), Cut(32, 64, True, 4, 2, 1), Cut(32, 64, True, 8, 2, 1),
-        Cut(64, 64, False, 8, 2, 1),
-        Cut(64, 64, True, 8, 2, 1),
+        Cut(16, 64, False, 4, 2, 2), Cut(16, 64, False, 8, 2, 2), Cut(16, 64, False, 4, 2, 2, 1),
+        Cut(32, 64, False, 4, 2, 2, 1), Cut(32, 64, False, 8, 2, 1, 1),
+        Cut(64, 64, False, 8, 2, 1, 1), Cut(64, 32, False, 8, 4, 1),
     ),
     True: (
-        Cut(16, 64, False, 4, 2, 2), Cut(16, 64, False, 8, 3, 1), Cut(16, 32, False, 4, 2, 2),
-        Cut(16, 32, False, 4, 4, 2), Cut(32, 64, False, 4, 2, 2), Cut(32, 64, False, 8, 2, 1),
-        Cut(32, 64, False, 8, 3, 1), Cut(32, 32, False, 8, 3, 1),
+        Cut(16, 64, False, 4, 2, 2), Cut(16, 32, False, 4, 2, 2, 1), Cut(16, 32, False, 4, 2, 2, 2),
+        Cut(32, 64, False, 4, 2, 2, 1), Cut(64, 64, False, 8, 2, 1, 1),
+        Cut(64, 64, False, 8, 2, 1, 2),
     ),
 }  # fmt: skip
 AMPERE = {
@@ -65,9 +64,9 @@ def candidates() -> list[tuple[bool, Cut]]:
 
 
 def of(rows: int, fp8: bool) -> list[Cut]:
-    """Those for so many query rows: no tile more than half empty, no more than four."""
+    """Those for so many query rows: no tile more than half empty, no more than eight."""
     every = [cut for of_fp8, cut in candidates() if of_fp8 == fp8]
-    return [cut for cut in every if rows > cut.rows // 2 and rows <= 4 * cut.rows]
+    return [cut for cut in every if rows > cut.rows // 2 and rows <= 8 * cut.rows]
 
 
 def drawn(batch: int, heads: int, length: int, fp8: bool, pages: int | None = None) -> Any:

@@ -207,12 +207,15 @@ def defect(kernel: str, old: str, new: str, run: dict[str, Any]) -> dict[str, An
         module = importlib.util.module_from_spec(spec)
         sys.modules[file.stem] = module
         spec.loader.exec_module(module)
-        with mock.patch.object(device_code, "triton_module", return_value=module):
+        load = device_code.triton_module
+        with mock.patch.object(
+            device_code, "triton_module", lambda name: module if name == kernel else load(name)
+        ):
             return WORK[run.pop("work")](**run)
 
 
 kernels = device_code.triton_module("mla_decode")
-pairs_of, schedule = kernels.e4m3_pairs, kernels.schedule
+pairs_of, schedule = device_code.triton_module("e4m3").e4m3_pairs, kernels.schedule
 sequences, share = kernels.sequences, kernels.share
 
 
@@ -295,10 +298,11 @@ def compiled(capability: int, kernel: str, cut: list[Any], fp8: bool = False) ->
         constants: dict[str, Any] = {"CHUNK": chosen.chunk, "CAUSAL": True}
     else:
         module = device_code.triton_module(kernel)
-        function = module.decode_fp8 if fp8 else module.decode
         chosen = torch_triton.Configuration(*cut)
-        constants = {"BATCH": 128} | (
-            {"PACKED": True} if fp8 else {"KEYS_FIRST": chosen.keys_first}
+        by_pairs = fp8 and chosen.rows < torch_triton.EXPANDED_ROWS
+        function = module.decode_fp8 if by_pairs else module.decode
+        constants = {"BATCH": 128, "AHEAD": chosen.ahead} | (
+            {"PACKED": True} if by_pairs else {"KEYS_FIRST": chosen.keys_first, "EXPAND": fp8}
         )
     constants |= {
         "ROWS": chosen.rows, "KEYS": chosen.keys, "STAGES": chosen.stages, "INTERPRETED": False,
@@ -313,7 +317,7 @@ def compiled(capability: int, kernel: str, cut: list[Any], fp8: bool = False) ->
         signature[name] = plain if name in arrays else POINTERS.get(name, "i32")
         if name == "scale_log2":
             signature[name] = "fp32"
-        elif name not in UNALIGNED:
+        elif name not in UNALIGNED and not (fp8 and name == "cache_row"):
             aligned[(i,)] = [["tt.divisibility", 16]]
     options = {"num_warps": chosen.warps}
     source = ASTSource(function, signature, constexprs=constants, attrs=aligned)

@@ -320,16 +320,18 @@ def test_flex_never_goes_on_uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = torch.compile(lambda q, *given, **more: q + 1, backend="eager", dynamic=False,
                           fullgraph=True)  # fmt: skip
     monkeypatch.setattr(torch_flex, "_compiled", lambda: whole)
-    for length in range(1, 20):
-        q = torch.zeros(1, length, 2, 16)
-        seen.append(torch_flex.attention(q, q, q, causal=False).shape[1])
+
+    def lengths() -> None:
+        for length in range(1, 20):
+            q = torch.zeros(1, length, 2, 16)
+            seen.append(torch_flex.attention(q, q, q, causal=False).shape[1])
+
+    lengths()
     assert seen == list(range(1, 20))
     monkeypatch.setattr(torch_flex, "SHAPES", 4)
     torch._dynamo.reset()
     with pytest.raises(UnsupportedError, match="limit"):
-        for length in range(1, 20):
-            q = torch.zeros(1, length, 2, 16)
-            torch_flex.attention(q, q, q, causal=False)
+        lengths()
 
 
 def latent(lengths: list[int], heads: int, queries: int, pages: int) -> tuple[Any, Any, Any]:

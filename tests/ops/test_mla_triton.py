@@ -93,6 +93,7 @@ DEALT = [
 ]
 HALVES = decode([70, 40], 2, queries=2, programs=4, cut=CUTS[0])
 FP8 = decode([100], 3, fp8=True, dtype="bf16", programs=2)
+WIDE = decode([70, 0, 1], 3, queries=2, fp8=True, dtype="bf16", programs=3, cut=CUTS[2])
 TILES = prefill(1, 20, 70, 1)
 DEFECTS = {
     "a wrong scale": ("scores * scale_log2", "scores * (1.1 * scale_log2)", HALVES),
@@ -128,11 +129,16 @@ DEFECTS = {
     "sums not rescaled": ("acc = summed(weights, k_latent, acc * rescale,",
                           "acc = summed(weights, k_latent, acc,", HALVES),
     "a rotary part the wrong way round": (
-        "q_rotary = tl.load(q_rows + rotary_column[None, :], mask",
-        "q_rotary = tl.load(q_rows + (1087 - rotary_column)[None, :], mask",
+        "q_rows + LATENT + rotary_part[None, :], mask",
+        "q_rows + LATENT + (63 - rotary_part)[None, :], mask",
         HALVES,
     ),
     "another group's scale": ("part * s1[None, :]", "part * s0[None, :]", FP8),
+    "scales of one group for all": (
+        "scale = tl.load(scale_rows + tl.arange(0, SCALES)[None, :]",
+        "scale = tl.load(scale_rows + 0 * tl.arange(0, SCALES)[None, :]",
+        WIDE,
+    ),
     "columns swapped": ("even2, odd2 = e4m3_pairs", "odd2, even2 = e4m3_pairs", FP8),
     "poison not masked": (
         "k_latent = tl.load(rows + column[None, :], mask=there, other=0.0)",
@@ -144,6 +150,9 @@ DEFECTS = {
         "w_uk + nope_column[:, None] * uk_row + column",
         decode([70], 2, projected=True),
     ),
+    "another head's values": (
+        "w_uv + head * uv_head + column", "w_uv + column", decode([70], 2, projected=True)
+    ),
     "a chunk not projected": (
         "for chunk in tl.range(0, LATENT,", "for chunk in tl.range(64, LATENT,", TILES
     ),
@@ -153,7 +162,11 @@ SOUND = list({json.dumps(run): run for _, _, run in DEFECTS.values()}.values())
 SEEDED = [
     {
         "work": "defect",
-        "kernel": "mla_prefill" if run is TILES else "mla_decode",
+        "kernel": "mla_prefill"
+        if run is TILES
+        else "mla_projections"
+        if run.get("projected")
+        else "mla_decode",
         "old": old,
         "new": new,
         "run": run,

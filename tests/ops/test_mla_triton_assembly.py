@@ -74,7 +74,7 @@ def carry_out(assembly: str, words: Words) -> dict[str, Words]:
 
 
 def test_two_pairs_at_a_time_are_exact() -> None:
-    text = device_code.path("triton/mla_decode.py").read_text()
+    text = device_code.path("triton/e4m3.py").read_text()
     (assembly,) = re.findall(r'inline_asm_elementwise\(\s*"""(.*?)"""', text, re.DOTALL)
     assert len(re.findall(r"(shl|shr|and|lop3|fma)\.", assembly)) == 9
     first = np.arange(2**16, dtype=np.uint32)
@@ -89,7 +89,7 @@ def test_two_pairs_at_a_time_are_exact() -> None:
 
 
 def test_another_mask_would_be_seen() -> None:
-    text = device_code.path("triton/mla_decode.py").read_text()
+    text = device_code.path("triton/e4m3.py").read_text()
     (assembly,) = re.findall(r'inline_asm_elementwise\(\s*"""(.*?)"""', text, re.DOTALL)
     words = np.arange(2**16, dtype=np.uint32) << 16
     right, wrong = (

@@ -78,7 +78,11 @@ TABLE: tuple[Entry, ...] = check_table(
             origin=Origin.OURS,
             function="zenrepro.ops.mla.torch_triton:decode",
             compiled=False,
-            sources=("kernels/triton/mla_decode.py",),
+            sources=(
+                "kernels/triton/mla_decode.py",
+                "kernels/triton/arithmetic.py",
+                "kernels/triton/e4m3.py",
+            ),
             needs=Needs(
                 dtypes={"cuda": ("bf16", "fp16")},
                 compute_capability=(8, 0),
@@ -112,7 +116,7 @@ TABLE: tuple[Entry, ...] = check_table(
             origin=Origin.OURS,
             function="zenrepro.ops.mla.torch_fused:prefill",
             compiled=False,
-            sources=("kernels/triton/mla_prefill.py",),
+            sources=("kernels/triton/mla_prefill.py", "kernels/triton/arithmetic.py"),
             needs=Needs(
                 dtypes={"cuda": ("bf16", "fp16")},
                 compute_capability=(8, 0),

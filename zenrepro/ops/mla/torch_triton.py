@@ -19,7 +19,7 @@ LOG2_E = math.log2(math.e)
 class Configuration(NamedTuple):
     """How the kernel is cut: query rows and keys a tile, order of the products, warps, stages of
     the loads (2 with ``mma`` is one buffer, 2 with ``wgmma`` is two), programs that share a
-    multiprocessor."""
+    multiprocessor, how many tiles before its use the L2 is asked for one (0: never)."""
 
     rows: int
     keys: int
@@ -27,6 +27,7 @@ class Configuration(NamedTuple):
     warps: int
     stages: int
     programs: int
+    ahead: int = 0
 
 
 class Schedule(NamedTuple):
@@ -64,15 +65,20 @@ SMALL_SHARED: Table = {
 HOPPER: Table = {
     False: (
         (16, Configuration(16, 64, False, 4, 2, 2)),
-        (32, Configuration(32, 64, False, 4, 2, 2)),
-        (0, Configuration(64, 64, False, 8, 2, 1)),
+        (32, Configuration(32, 64, False, 4, 2, 2, 1)),
+        (0, Configuration(64, 64, False, 8, 2, 1, 1)),
     ),
-    True: ((16, Configuration(16, 64, False, 4, 2, 2)), (0, Configuration(32, 64, False, 4, 2, 2))),
+    True: (
+        (16, Configuration(16, 32, False, 4, 2, 2, 1)),
+        (32, Configuration(32, 64, False, 4, 2, 2, 1)),
+        (0, Configuration(64, 64, False, 8, 2, 1, 2)),
+    ),
 }
 CONFIGURATIONS: dict[tuple[int, int], Table] = {
     (8, 0): AMPERE, (8, 6): SMALL_SHARED, (8, 7): AMPERE, (8, 9): SMALL_SHARED, (9, 0): HOPPER,
     (10, 0): AMPERE, (10, 3): AMPERE, (12, 0): SMALL_SHARED, (12, 1): SMALL_SHARED,
 }  # fmt: skip
+EXPANDED_ROWS = 64  # a tile from which on FP8 is expanded in shared memory, not in registers
 LEAST_TILES = 2  # of a program's run: below, its part costs as much as its tiles
 INTERPRETER_MULTIPROCESSORS = 4  # a small machine, so that small sequences are cut too
 
@@ -210,19 +216,23 @@ def attend(
     )  # fmt: skip
     constants = {
         "ROWS": cut.rows, "KEYS": cut.keys, "STAGES": cut.stages, "BATCH": room(batch),
-        "INTERPRETED": interpreted(), "num_warps": cut.warps,
+        "AHEAD": 0 if interpreted() else cut.ahead, "INTERPRETED": interpreted(),
+        "num_warps": cut.warps,
     }  # fmt: skip
     results = (block_table, cache_seqlens, out, parts, lse)
-    if cache.dtype != torch.uint8:
-        kernels.decode[grid](
-            q, cache, *results, *q.stride()[:3], *cache.stride()[:2], *sizes, **constants,
-            KEYS_FIRST=cut.keys_first,
+    fp8 = cache.dtype == torch.uint8
+    latent, rotary, scales = pieces(cache) if fp8 else (cache, cache, lse)  # the latter unread
+    unit = 16 if fp8 else 1
+    strides = (*q.stride()[:3], cache.stride(0) // unit, cache.stride(1) // unit)
+    if fp8 and cut.rows < EXPANDED_ROWS:
+        kernels.decode_fp8[grid](
+            q, latent, rotary, scales, *results, *strides, *sizes, **constants,
+            PACKED=not interpreted(),
         )  # fmt: skip
     else:
-        kernels.decode_fp8[grid](
-            q, *pieces(cache), *results, *q.stride()[:3],
-            cache.stride(0) // 16, cache.stride(1) // 16, *sizes, **constants,
-            PACKED=not interpreted(),
+        kernels.decode[grid](
+            q, latent, rotary, scales, *results, *strides, *sizes, **constants,
+            KEYS_FIRST=cut.keys_first, EXPAND=fp8,
         )  # fmt: skip
     return out, parts, lse
 
@@ -248,11 +258,13 @@ def combine(
     batch, tokens, heads, _ = out.shape
     rows = tokens * heads
     # Few rows: more programs for each, so that every multiprocessor has one.
-    columns = LATENT if batch * rows >= machine(out.device)[1] else 128
+    columns, multiprocessors = LATENT, machine(out.device)[1]
+    while columns > 32 and batch * rows * LATENT // columns < multiprocessors:
+        columns //= 2
     kernels.combine[(rows, batch, LATENT // columns)](
         parts, lse, cache_seqlens, out, LATENT, batch, rows, pages, plan.programs, plan.least,
-        KEYS=cut.keys, BATCH=room(batch), CHUNK=4 if columns == LATENT else 16,
-        COLUMNS=columns, INTERPRETED=interpreted(), num_warps=4,
+        KEYS=cut.keys, BATCH=room(batch), CHUNK=2048 // columns, COLUMNS=columns,
+        INTERPRETED=interpreted(), num_warps=4,
     )  # fmt: skip
 
 
