@@ -61,14 +61,20 @@ def test_memory_is_read_in_one_pass(seen: dict[str, watching.Seen]) -> None:
         assert "passes a kernel: 1 for memory," in str(one.method), name
 
 
-@pytest.mark.parametrize("name", ["sdpa_flash", "fa2", "fa3"])
-def test_tiles_leave_scores_on_chip(seen: dict[str, watching.Seen], name: str) -> None:
-    """Device memory sees what must move and little more; the multiprocessors all of the tiles."""
+@pytest.mark.parametrize(("name", "most"), [("sdpa_flash", 1.6), ("fa2", 1.05), ("fa3", 1.05)])
+def test_tiles_leave_scores_on_chip(seen: dict[str, watching.Seen], name: str, most: float) -> None:
+    """Device memory sees what must move and little more; the multiprocessors all of the tiles.
+
+    On an H200 ours move 1.00 to 1.02 of it (reads to 0.1 %; what was written before, up to 0.4 MB
+    of 8.4, is the drain's own noise). torch's FlashAttention-2 spills registers: 119 of the 128 MB
+    that its multiprocessors send are local memory, and what of that is in the L2 at the end, 4 to
+    10 MB, is written out with the output. Less than all of it means an L2 that was not emptied.
+    """
     if name not in seen:
         pytest.skip(f"torch.{name} does not run here")
     least = 4 * TENSOR
     for moved in seen[name].device_bytes:
-        assert least * 0.95 < moved < least * 1.25
+        assert least * 0.98 < moved < least * most
     tiles = counts.tiled_attention(
         batch=1, query_len=LENGTH, cache_len=LENGTH, heads=HEADS, kv_heads=HEADS, head_dim=DIM,
         value_dim=DIM, causal=False, dtype="bf16", rows=128,

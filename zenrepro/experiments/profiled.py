@@ -167,7 +167,9 @@ def _ranged(backend: Backend, name: str, run: Callable[[], Any]) -> None:
 
 def _caches(backend: Backend) -> tuple[Callable[[], None], Callable[[], None]]:
     """(empty the L2, drive out what is unwritten in it). Emptying writes one buffer and reads
-    another: no line of the call's, and none unwritten, is left. Driving out only reads."""
+    another, twice: no line of the call's, and none unwritten, is left. Driving out only reads.
+
+    After one round an H200 still held up to 4.5 of 16.8 MB that a kernel had asked it to keep."""
     import torch
 
     properties = torch.cuda.get_device_properties(backend.index)
@@ -180,8 +182,9 @@ def _caches(backend: Backend) -> tuple[Callable[[], None], Callable[[], None]]:
         torch.sum(read, dim=0, out=total)
 
     def flush() -> None:
-        written.zero_()
-        drain()
+        for _ in range(2):
+            written.zero_()
+            drain()
         backend.synchronise()
 
     drain()  # compiled before it is counted
