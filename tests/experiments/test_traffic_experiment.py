@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from zenrepro import architecture, counts, paths
+from zenrepro import architecture, claims, counts, paths
+from zenrepro.audit.measurement import judge
 from zenrepro.backends import Unavailable
 from zenrepro.errors import InputError
 from zenrepro.experiments import cache_sizes, latent_traffic, profiled, session, traffic, watching
@@ -20,10 +21,11 @@ from zenrepro.experiments.profiled import Outcome
 from zenrepro.measure import counters
 from zenrepro.measure.counters import CountersError, Kernel
 from zenrepro.ops.attention.cases import Case, prefill
-from zenrepro.records import Kind, Record, Status
+from zenrepro.records import Kind, Origin, Record, Status
 
 Start = Callable[..., session.Session]
 ROOT = Path(__file__).parents[2]
+COUNTS = (traffic.COUNTED, traffic.EXPECTED, latent_traffic.COUNTED)
 
 
 @pytest.fixture
@@ -42,19 +44,43 @@ def found(records: list[Record], implementation: str, metric: str) -> dict[Any, 
 def test_on_a_cpu_counts_remain_and_counters_have_a_reason(started: Start) -> None:
     run = started("traffic", backend="torch", implementations="naive,sdpa_flash")
     records = run.measure(traffic.points(run))
-    least = found(records, "torch.naive", "least")
+    least = found(records, "torch.count_stored", "least")
     assert {r.kind for r in least.values()} == {Kind.COUNTED}
     # 2 heads of 128, N = 512: queries, keys, values and output, 2 bytes each.
     assert least[512].samples == [4 * 2 * 512 * 128 * 2]
-    stored = found(records, "torch.naive", "counted")[512].samples[0]
+    stored = found(records, "torch.count_stored", "counted")[512].samples[0]
     assert stored == least[512].samples[0] + 4 * 2 * 512 * 512 * 2
-    tiled = found(records, "torch.sdpa_flash", "counted")[512].samples[0]
+    tiled = found(records, "torch.count_tiled", "counted")[512].samples[0]
     assert tiled == 2 * (2 * 512 * 128 + 4 * 512 * 256) * 2  # four tiles of 128 rows
     for name in ("torch.naive", "torch.sdpa_flash"):
         (record,) = found(records, name, "device").values()
         assert (record.status, record.samples) == (Status.UNSUPPORTED, [])
         assert "only NVIDIA GPUs" in str(record.reason)
     assert {r.metric for r in records if r.quantity == "utilisation"} == set()
+
+
+@pytest.mark.parametrize(
+    ("backend", "given", "names"),
+    [
+        ("torch", {}, ["count_stored", "count_tiled"]),
+        ("jax", {"implementations": "xla"}, ["count_stored"]),
+        ("torch", {"implementations": "fa3"}, ["count_tiled"]),
+        ("mlx", {}, ["count_stored"]),  # none of its kernels is known to tile
+        ("torch", {"scale": "full"}, ["count_stored", "count_tiled", "count_least"]),
+    ],
+)
+def test_no_count_bears_the_name_of_an_implementation(
+    start: Start, backend: str, given: dict[str, Any], names: list[str]
+) -> None:
+    run = start("traffic", backend=backend, **given)
+    counted = [p.implementation for p in traffic.points(run) if p.produces in COUNTS]
+    assert list(dict.fromkeys(counted)) == [f"{backend}.{name}" for name in names]
+
+
+def test_the_record_of_a_count_is_ours_whoever_made_what_it_counts(start: Start) -> None:
+    run = start("traffic", backend="jax", implementations="cudnn")
+    made = [p for p in traffic.points(run) if p.produces in COUNTS]
+    assert {p.origin for p in made} == {Origin.OURS}
 
 
 def test_counts_are_made_once_a_kind_and_counters_of_every_implementation(
@@ -64,10 +90,11 @@ def test_counts_are_made_once_a_kind_and_counters_of_every_implementation(
     run = start("traffic", backend="torch")
     made = list(traffic.points(run))
     counted = {p.implementation for p in made if p.produces is traffic.COUNTED}
-    assert counted == {"torch.naive", "torch.fa3"}  # the first of the table that tiles
+    assert counted == {"torch.count_stored", "torch.count_tiled"}
     read = [p for p in made if p.produces in (watching.MEASURED, watching.NOT_READ)]
     assert len(read) == 4 * len(traffic.chosen(run.parameters))
-    assert [p.implementation for p in made if p.produces is traffic.EXPECTED] == ["torch.fa3"] * 4
+    expected = [p.implementation for p in made if p.produces is traffic.EXPECTED]
+    assert expected == ["torch.count_tiled"] * 4
 
 
 def test_another_implementation_or_case_makes_nothing_stale(start: Start) -> None:
@@ -104,7 +131,7 @@ def test_what_is_expected_rests_on_the_cards_l2(
 def test_other_backends_are_counted_too(started: Start, backend: str) -> None:
     run = started("traffic", backend=backend, implementations="naive")
     records = run.measure(traffic.points(run))
-    assert len(found(records, f"{backend}.naive", "counted")) == 4
+    assert len(found(records, f"{backend}.count_stored", "counted")) == 4
     assert {r.status for r in records if r.metric == "cache"} == {Status.OK}
 
 
@@ -515,3 +542,15 @@ def test_the_program_runs_latent_attention_too(played: list[str], tmp_path: Path
     outcomes = [json.loads(line) for line in (tmp_path / "out").read_text().splitlines()]
     assert [o["status"] for o in outcomes] == ["ok"] * len(plan.calls)
     assert played.count("start") == len(plan.calls) > 0
+
+
+@pytest.mark.parametrize("backend", ["torch", "jax", "mlx"])
+def test_the_reports_count_of_operations_is_settled_by_what_is_counted(
+    started: Start, backend: str
+) -> None:
+    """The publication knows the name under which the plain form's work is counted."""
+    run = started("traffic", backend=backend, implementations="naive")
+    records = run.measure(traffic.points(run))
+    publication = claims.load(ROOT / "data" / "published" / "zen.yaml")
+    (found,) = [m for m in judge(publication, records) if m.claim == "zen.attention.flops"]
+    assert (found.verdict, found.power_of) == ("reproduced", "N")

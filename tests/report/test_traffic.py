@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from zenrepro import architecture
@@ -40,14 +41,15 @@ def grown(metric: str, value: Any, **given: Any) -> list[Record]:
 def everything() -> list[Record]:
     """What a machine with counters would write: an L2 that hides all that tiles read again."""
     stored = {"implementation": "torch.naive"}
+    of_tiles, of_scores = ({"implementation": f"torch.count_{n}"} for n in ("tiled", "stored"))
     return [
-        *grown("least", lambda n: 1000.0 * n),
-        *grown("counted", lambda n: 8.0 * n * n),
+        *grown("least", lambda n: 1000.0 * n, **of_tiles),
+        *grown("counted", lambda n: 8.0 * n * n, **of_tiles),
         *grown("device", lambda n: 1010.0 * n),
         *grown("multiprocessors", lambda n: 8.0 * n * n),
         *grown("l2", lambda n: 6.0 * n * n),
-        *grown("least", lambda n: 1000.0 * n, **stored),
-        *grown("counted", lambda n: 64.0 * n * n, **stored),
+        *grown("least", lambda n: 1000.0 * n, **of_scores),
+        *grown("counted", lambda n: 64.0 * n * n, **of_scores),
         *grown("device", lambda n: 70.0 * n * n, **stored),
         *grown("multiprocessors", lambda n: 90.0 * n * n, **stored),
         record("device", 5.0, conditions={"seq_len": 4096, "heads": 24, "model": "zen-mode-7b"}),
@@ -97,10 +99,27 @@ def test_a_model_of_the_l2_is_a_line_of_its_own() -> None:
     assert len(traffic.plot([panel]).axes[0].lines) == 4 + 4
 
 
-def test_only_what_stores_is_drawn_as_such() -> None:
-    naive = [r for r in everything() if r.implementation == "torch.naive"]
-    keys = [key for key, _, _ in traffic._lines(traffic.panel_of("card", naive))]
-    assert keys == ["least", "stored"]
+@pytest.mark.parametrize("form", ["stored", "tiled"])
+def test_a_form_that_is_counted_alone_is_drawn_as_itself(form: str) -> None:
+    one = [r for r in everything() if r.implementation == f"torch.count_{form}"]
+    keys = [key for key, _, _ in traffic._lines(traffic.panel_of("card", one))]
+    assert keys == ["least", form]
+
+
+def test_counts_of_older_records_are_drawn_unless_newer_ones_say_the_same() -> None:
+    """They bear the name of an implementation that was not run, which does not tell the form."""
+    renamed = {"torch.count_tiled": "torch.fa3", "torch.count_stored": "torch.naive"}
+    new = [r for r in everything() if r.implementation in renamed]
+    old = [msgspec.structs.replace(r, implementation=renamed[r.implementation]) for r in new]
+    for records, keys in (
+        (old, ["least", "counted", "counted"]),
+        (old + new, ["least", "tiled", "stored"]),
+        (new + old, ["least", "tiled", "stored"]),
+    ):
+        panel = traffic.panel_of("card", records)
+        assert [key for key, _, _ in traffic._lines(panel)] == keys
+        labels = [text.get_text() for text in traffic.plot([panel]).legends[0].get_texts()]
+        assert len(labels) == len(set(keys))
 
 
 def test_counted_lines_need_no_machine_with_counters(make_project: Any) -> None:

@@ -14,7 +14,7 @@ from zenrepro.experiments import watching
 from zenrepro.experiments.point import Point, Result
 from zenrepro.ops.mla.cases import CASES, Case
 from zenrepro.ops.mla.table import TABLE
-from zenrepro.records import Kind, Work
+from zenrepro.records import Kind, Origin, Work
 
 if TYPE_CHECKING:
     from zenrepro.experiments.session import Session
@@ -58,10 +58,11 @@ def points(run: Session, rows: Sequence[str], refusals: list[str]) -> Iterator[P
             }  # fmt: skip
             if case not in counted:
                 counted.add(case)
-                tables = [*rows, f"{_TABLE}:", of_case]
                 yield Point(
-                    produces=COUNTED, measure=partial(_counted, work), rows=tables, **common
-                )
+                    implementation=f"{entry.backend}.count_least", conditions=conditions,
+                    origin=Origin.OURS, produces=COUNTED, measure=partial(_counted, work),
+                    rows=[*rows, f"{_TABLE}:", of_case],
+                )  # fmt: skip
             if blind is None or (case, dtype) == served[-1]:
                 tables = [*rows, f"{_TABLE}:{entry.name}", of_case]
                 yield watch.point(case, dtype, work, rows=tables, unavailable=blind, **common)

@@ -20,11 +20,14 @@ from zenrepro.experiments.watching import Watch
 from zenrepro.ops.attention.cases import CASES, Case, prefill
 from zenrepro.ops.attention.table import TABLE
 from zenrepro.ops.entry import Entry
-from zenrepro.records import Kind, Status
+from zenrepro.records import Kind, Origin, Status
 
 # Which algorithms store their scores, and which keep a tile of them on chip.
 STORED = ("naive", "xla")
 TILED = ("sdpa_flash", "sdpa_cudnn", "cudnn", "fa2", "fa3", "fa3_package", "fa4")
+# What is counted, and of which algorithms: a form counts the same for all of them, and no record
+# of a count names an implementation, since none was run for it.
+FORMS = {"stored": STORED, "tiled": TILED}
 BASELINE = "naive"
 # Lengths by scale; the other sizes stay as they are, so that only the length varies.
 LENGTHS = {
@@ -60,13 +63,15 @@ class Parameters(session.Parameters, frozen=True, forbid_unknown_fields=True, kw
 
 def points(run: session.Session) -> Iterator[Point]:
     """Of each case what is counted, once for what stores its scores and once for what tiles; of
-    each case and implementation what counters tell; then the caches.
+    each implementation and case what counters tell; then the caches.
 
     Where the device has no counters one record of each implementation says so. Raises InputError
     for an implementation that takes no part here, or sizes that do not fit.
     """
     pairs, entries = shapes(run.parameters), chosen(run.parameters)
     blind, refusals = watching.blind(run), list[str]()
+    for form in forms(entries):
+        yield from _counts(run, form, pairs, expected=form == "tiled" and blind is None)
     for entry in entries:
         watch = Watch(run, "attention", entry, pairs, refusals)
         for case, dtype in pairs:
@@ -76,13 +81,6 @@ def points(run: session.Session) -> Iterator[Point]:
                 "implementation": entry.name, "conditions": conditions, "origin": entry.origin,
                 "baseline": None if entry.algorithm == BASELINE else f"{entry.backend}.{BASELINE}",
             }  # fmt: skip
-            if entry in _first_of_each(entries):
-                measure = partial(_counted, entry, case, dtype)
-                rows = [f"{_TABLE}:", of_case, *cache_sizes.ROWS]
-                yield Point(produces=COUNTED, measure=measure, rows=rows, **common)
-                if entry.algorithm in TILED and blind is None:
-                    measure = partial(_expected, run, case, dtype)
-                    yield Point(produces=EXPECTED, measure=measure, rows=rows, **common)
             if blind is not None and (case, dtype) != pairs[-1]:
                 continue
             work = counts.attention_of(conditions)
@@ -92,10 +90,24 @@ def points(run: session.Session) -> Iterator[Point]:
     yield from cache_sizes.points(run, [f"{_TABLE}:", f"{_CASES}:"])
 
 
-def _first_of_each(entries: list[Entry]) -> list[Entry]:
-    """One that stores its scores and one that tiles: all others count the same."""
-    found = [[e for e in entries if e.algorithm in kind][:1] for kind in (STORED, TILED)]
-    return [entry for kind in found for entry in kind]
+def forms(entries: list[Entry]) -> list[str]:
+    """The forms that any of these implementations has."""
+    return [form for form, kind in FORMS.items() if any(e.algorithm in kind for e in entries)]
+
+
+def _counts(
+    run: session.Session, form: str, pairs: list[tuple[Case, str]], *, expected: bool
+) -> Iterator[Point]:
+    """What a form computes and moves by count, and by a model of the card's L2 where expected."""
+    for case, dtype in pairs:
+        common: dict[str, Any] = {
+            "implementation": f"{run.parameters.backend}.count_{form}",
+            "conditions": case.conditions(dtype), "origin": Origin.OURS,
+            "rows": [f"{_TABLE}:", f"{_CASES}:{case.name or ''}", *cache_sizes.ROWS],
+        }  # fmt: skip
+        yield Point(produces=COUNTED, measure=partial(_counted, form, case, dtype), **common)
+        if expected:
+            yield Point(produces=EXPECTED, measure=partial(_expected, run, case, dtype), **common)
 
 
 def chosen(parameters: Parameters) -> list[Entry]:
@@ -157,9 +169,9 @@ def least_bytes(case: Case, dtype: str) -> float:
     return counts.attention_of(case.conditions(dtype)).bytes or 0.0
 
 
-def algorithm_bytes(entry: Entry, case: Case, dtype: str) -> tuple[float, str]:
-    """What the algorithm moves when no cache keeps anything for it, and how that was counted."""
-    if entry.algorithm in STORED:
+def form_bytes(form: str, case: Case, dtype: str) -> tuple[float, str]:
+    """What a form moves when no cache keeps anything for it, and how that was counted."""
+    if form == "stored":
         scores = counts.materialised_scores(
             batch=case.batch, query_len=case.query_len, cache_len=case.cache_len,
             heads=case.heads, dtype=dtype,
@@ -174,9 +186,9 @@ def algorithm_bytes(entry: Entry, case: Case, dtype: str) -> tuple[float, str]:
     return moved, f"every tile of {rows} queries reads all the keys and values that it sees"
 
 
-def _counted(entry: Entry, case: Case, dtype: str) -> list[Result]:
+def _counted(form: str, case: Case, dtype: str) -> list[Result]:
     work = counts.attention_of(case.conditions(dtype))
-    moved, how = algorithm_bytes(entry, case, dtype)
+    moved, how = form_bytes(form, case, dtype)
     once = "inputs read once, the output written once"
     of = partial(Result, kind=Kind.COUNTED)
     return [
