@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from zenrepro import claims
+from zenrepro import claims, specs
 from zenrepro.errors import InputError
 from zenrepro.records import DeviceClass, Environment, Kind, Origin, Record, Status, Work
 from zenrepro.report import ablation, grids, html, kernels, shape
@@ -76,18 +76,20 @@ PUBLICATION = {
     ],
 }  # fmt: skip
 
-Evidence = Callable[[list[Record]], evidence_module.Evidence]
+Evidence = Callable[..., evidence_module.Evidence]
 
 
 @pytest.fixture
 def gathered(make_project: Any) -> Evidence:
-    def make(records: list[Record]) -> evidence_module.Evidence:
+    def make(
+        records: list[Record], sheets: dict[str, specs.Datasheet] | None = None
+    ) -> evidence_module.Evidence:
         from zenrepro import audit
 
         project = make_project(records, sorted({r.machine for r in records}))
         publication = claims.parse(PUBLICATION, "test")
         return evidence_module.assemble(
-            project, publication, {}, records, audit.run(publication, {}), []
+            project, publication, sheets or {}, records, audit.run(publication, {}), []
         )
 
     return make
@@ -128,6 +130,44 @@ def test_every_implementation_of_a_published_row_has_a_line(gathered: Evidence) 
     missing = lines["fa3"].cells[2].value
     assert isinstance(missing, Missing)
     assert lines["fa3"].group == "fa3"
+
+
+def sheet(*figures: tuple[str, str, str | None]) -> dict[str, specs.Datasheet]:
+    """A datasheet of the machine's platform that states these."""
+    units = {"flop_rate": "TFLOP/s", "bandwidth": "GB/s"}
+    stated = [
+        specs.Figure(quantity=q, metric=m, dtype=d, value=1.0, unit=units[q], source=0)
+        for q, m, d in figures
+    ]
+    made = specs.Datasheet(
+        schema=1, platform="nvidia-h200", name="GPU", vendor="v", figures=stated,
+        sources=[specs.Source(title="t", url="u", publisher="p")],
+    )  # fmt: skip
+    return {"nvidia-h200": made}
+
+
+FP16, BANDWIDTH = ("flop_rate", "dense", "fp16"), ("bandwidth", "peak", None)
+
+
+@pytest.mark.parametrize(
+    ("sheets", "recorded", "why"),
+    [
+        ({}, (), "no datasheet of the device is kept to take it of"),
+        (sheet(BANDWIDTH), ("bandwidth",), "the vendor states no dense matrix rate in FP16"),
+        (sheet(FP16), ("compute",), "the vendor states no memory bandwidth"),
+        (sheet(), (), "the vendor states no dense matrix rate in FP16; "
+                      "the vendor states no memory bandwidth"),
+        (sheet(FP16, BANDWIDTH), ("compute",),
+         "records were made before utilisation was recorded beside the time"),
+        (sheet(FP16, BANDWIDTH), ("compute", "bandwidth"), None),
+    ],
+)  # fmt: skip
+def test_the_note_says_why_utilisation_is_empty(
+    gathered: Evidence, sheets: dict[str, Any], recorded: tuple[str, ...], why: str | None
+) -> None:
+    made = [rate("torch.naive", 1000.0), *(used("torch.naive", m, 45.0) for m in recorded)]
+    note = grids.build(gathered(made, sheets), "shape:attention").note
+    assert note == ("" if why is None else f"Compute or memory is empty where {why}.")
 
 
 def test_rows_stay_before_anything_is_measured(gathered: Evidence) -> None:

@@ -23,6 +23,7 @@ from zenrepro.report.numbers import Missing as Dash
 from zenrepro.report.numbers import Number, published
 from zenrepro.report.tables import missing_code
 from zenrepro.report.wording import FORMAT_NAMES
+from zenrepro.specs import Datasheet
 from zenrepro.units import unit
 
 HEAD = [
@@ -73,7 +74,8 @@ def grid(evidence: Evidence, table: str, machine: Machine | None) -> Grid:
         line for claim in rates for line in _lines(claim, rates[0], found, evidence, index, records)
     ]
     title += f" on {machine.title}" if machine else ""
-    note = evidence.words.note(name)
+    shown = [stand.record for stands in found.values() for stand in stands]
+    note = f"{evidence.words.note(name)} {_why_empty(shown, records, evidence.datasheets)}".strip()
     return Grid(name, title, HEAD, lines, note)
 
 
@@ -172,6 +174,33 @@ def _share(records: list[Record], metric: str) -> Cell:
     seen = stats.summarise(record.samples)
     factor = 100 * unit(record.unit).factor
     return Cell(Number(float(f"{seen.value * factor:.3g}"), "%"), identity_key(record))
+
+
+def _why_empty(shown: list[Record], records: list[Record], sheets: Mapping[str, Datasheet]) -> str:
+    """Why rows that were measured have no utilisation by count, each reason once; nothing where
+    all have both."""
+    reasons: dict[str, None] = {}
+    for record in shown:
+        kept = {r.metric for r in records if r.quantity == "utilisation" and _same(r, record)}
+        sheet = sheets.get(record.device_class.platform)
+        for metric in ("compute", "bandwidth"):
+            if metric not in kept:
+                reasons[_unrecorded(record, metric, sheet)] = None
+    return f"Compute or memory is empty where {'; '.join(reasons)}." if reasons else ""
+
+
+def _unrecorded(record: Record, metric: str, sheet: Datasheet | None) -> str:
+    """Why a record that has a time has no utilisation beside it."""
+    if sheet is None:
+        return "no datasheet of the device is kept to take it of"
+    if metric == "compute":
+        stated = sheet.figure("flop_rate", "dense", str(record.conditions.get("dtype")))
+        what = f"dense matrix rate in {_dtype(record)}"
+    else:
+        stated, what = sheet.figure("bandwidth", "peak"), "memory bandwidth"
+    if stated is None:
+        return f"the vendor states no {what}"
+    return "records were made before utilisation was recorded beside the time"
 
 
 def _dtype(record: Record) -> str:
