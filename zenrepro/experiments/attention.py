@@ -13,6 +13,7 @@ from zenrepro.errors import InputError
 from zenrepro.experiments import operation, session
 from zenrepro.experiments.operation import Drawn, Peaks, Sizes
 from zenrepro.experiments.point import Point, Prepared, Result
+from zenrepro.experiments.shares import fewer_heads
 from zenrepro.formats import element_bytes
 from zenrepro.ops.attention.cases import CASES, Case, Layout
 from zenrepro.ops.attention.problem import Problem
@@ -85,7 +86,8 @@ def dtypes(parameters: Parameters, case: Case, kind: str) -> tuple[str, ...]:
 
 
 def cases(parameters: Parameters) -> list[Case]:
-    """The scale's cases with the given sizes in place of their own, without repeats."""
+    """The scale's cases, with fewer heads where the backend is slow (``shares``), and with the
+    given sizes in place of their own, without repeats."""
     sizes = {
         "batch": parameters.batch, "heads": parameters.heads, "head_dim": parameters.head_dim,
         "value_dim": parameters.head_dim, "kv_heads": parameters.kv_heads or parameters.heads,
@@ -105,7 +107,7 @@ def cases(parameters: Parameters) -> list[Case]:
                 change["query_len"] = parameters.seq_len
         if change:
             change |= {"name": None, "model": None}
-        changed = _checked(msgspec.structs.replace(case, **change))
+        changed = _checked(msgspec.structs.replace(fewer_heads(case, parameters), **change))
         if not spreads(changed):  # sizes so small that the shortest sequence would have nothing
             changed = msgspec.structs.replace(changed, skew=0.0)
         # One shape is one case, in every format that any of its cases asks for.

@@ -19,6 +19,7 @@ from zenrepro.experiments import operation, session
 from zenrepro.experiments.attention import sizes as attention_sizes
 from zenrepro.experiments.operation import Drawn, Peaks, Sizes
 from zenrepro.experiments.point import Point, Prepared, Result
+from zenrepro.experiments.shares import fewer_heads
 from zenrepro.formats import element_bytes
 from zenrepro.ops.attention.cases import Case as AttentionCase
 from zenrepro.ops.attention.problem import Problem as AttentionProblem
@@ -227,8 +228,8 @@ def dtypes(parameters: Parameters, case: Case, kind: str) -> tuple[str, ...]:
 
 
 def cases(parameters: Parameters) -> list[Case]:
-    """The scale's cases, those of the ablation behind them, with the given sizes in place of their
-    own and without repeats."""
+    """The scale's cases, those of the ablation behind them, with fewer heads where the backend is
+    slow (``shares``), with the given sizes in place of their own and without repeats."""
     scale = parameters.scale or "small"
     replaced = {
         "batch": parameters.batch, "heads": parameters.heads, "query_len": parameters.query_len,
@@ -251,7 +252,7 @@ def cases(parameters: Parameters) -> list[Case]:
                 own.setdefault("query_len", most)
         if own:
             own |= {"name": None, "model": None}
-        found[_checked(msgspec.structs.replace(case, **own))] = None
+        found[_checked(msgspec.structs.replace(fewer_heads(case, parameters), **own))] = None
     return list(found)
 
 

@@ -216,6 +216,7 @@ CASES: dict[Scale, tuple[Case, ...]] = {
         prefill("small_1024_full", 1, 1024, 8, 64, causal=False),
         prefill("small_2048", 1, 2048, 8, 64),
         decode("small_decode_1", 1, 4096, 8, 8, 64),
+        decode("small_decode_2", 2, 4096, 8, 8, 64),
         decode("small_decode_8", 8, 4096, 8, 8, 64, both_formats=True),
         decode("small_decode_8_grouped", 8, 4096, 8, 2, 64),
         prefill("small_varlen", 4, 512, 8, 64, layout="varlen", skew=0.75),
