@@ -16,7 +16,7 @@ from zenrepro.report.numbers import Missing, Number
 
 MODELS = Path(__file__).parents[2] / "data" / "models"
 LENGTHS = (512, 1024, 2048, 4096)
-SHAPE = {"batch": 1, "heads": 8, "head_dim": 128, "causal": False}
+SHAPE = {"op": "attention", "batch": 1, "heads": 8, "head_dim": 128, "causal": False}
 
 
 def record(metric: str, value: float, **given: Any) -> Record:
@@ -89,6 +89,14 @@ def test_the_figure_draws_lines_counted_and_points_measured() -> None:
     assert axis.get_xscale() == axis.get_yscale() == "log"
     filled = [line for line in axis.lines if line.get_markerfacecolor() not in ("white",)]
     assert len(filled) == 5  # three lines, and device memory of two implementations
+
+
+def test_other_ops_have_no_part_in_the_figure() -> None:
+    """What the forms of latent attention move is counted too, by another experiment."""
+    latent = grown("counted", lambda n: 2.0 * n, implementation="torch.count_absorbed",
+                   conditions={"op": "mla_prefill", "head_dim": 192})  # fmt: skip
+    whole = [latent[0], *everything(), *latent[1:]]
+    assert traffic.panel_of("card", whole) == traffic.panel_of("card", everything())
 
 
 def test_a_model_of_the_l2_is_a_line_of_its_own() -> None:

@@ -101,8 +101,8 @@ def collect(evidence: Evidence) -> tuple[Any, str]:
 
 
 def panel_of(title: str, records: Iterable[Record]) -> dict[str, Any]:
-    """What one panel shows: counted and measured series, as plain data."""
-    own = list(records)
+    """What one panel shows: counted and measured series of the op ``attention``, as plain data."""
+    own = [r for r in records if r.conditions.get("op") == "attention"]
     counted = [r for r in own if r.kind in (Kind.COUNTED, Kind.PREDICTED)]
     measured = [r for r in own if r.kind is Kind.MEASURED]
     return {
