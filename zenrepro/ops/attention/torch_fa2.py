@@ -4,7 +4,7 @@ The kernels are in ``kernels/triton/attention.py``; here arguments are checked, 
 looked up in a literal table and the keys are split over the SMs where there are few query rows
 (flash-decoding). Outputs are bit-identical from run to run on one kind of device.
 
-Compiled for sm_80, sm_86, sm_87 and sm_90, and run in Triton's interpreter; not yet on a device.
+Run on an H200 (sm_90); for sm_80, sm_86 and sm_87 compiled, and run in Triton's interpreter.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ MOST_STRIDE = 2**24  # of tokens: inside a tile of 128, offsets are of 32 bits
 class Config(NamedTuple):
     """Tile sizes and compiler options of one launch.
 
-    ``block_m`` of a decode is that of 16 rows or fewer. ``programs``: how many run on an SM at
-    once, for choosing the splits. ``ahead``, ``q_registers`` and ``tma`` as in the kernel.
+    ``block_m`` of a decode is that of 16 rows or fewer. ``programs``: how many an SM is to have,
+    for choosing the splits. ``ahead``, ``q_registers`` and ``tma`` as in the kernel.
     """
 
     block_m: int
@@ -49,19 +49,22 @@ class Config(NamedTuple):
 # By architecture, kind and width. Kinds: prefill; "pointers", a prefill on sm_90 whose keys the
 # copy engine cannot fetch (packed or paged sequences, odd strides); decode. Widths: 64, 128, 192
 # (keys to 192 wide, values to 128) and 256. sm_86 stands for cards with about 100 KB of shared
-# memory a block. Chosen by counting, not yet by timing. On sm_90: 128 rows a tile, since tiles of
-# 64 would ask of the L2 twice its bandwidth at the tensor cores' rate; 64 keys a step, since with
-# 128 the scores of two steps do not fit the registers, and the compiler then puts the softmax
-# before the product instead of beside it; queries in registers, since 64 x 64 products would
-# otherwise read shared memory at its limit. None spills registers in its loop (tests).
+# memory a block.
+# sm_90 was timed on an H200, but for width 256 (tests/device/tune_attention_triton.py): lengths
+# 1024 to 16384, causal and not, decodes of 1 to 64 sequences. What won nearly everywhere was 64
+# rows and 4 warps: two programs share a multiprocessor, and the softmax of one runs beside the
+# products of the other. That beats one program of 128 rows, however its own steps overlap. Decodes
+# want splits for one program a multiprocessor, though three fit: they wait for memory, and parts
+# cost. The other architectures were chosen by counting and have not been timed. None spills
+# registers in its loop (tests).
 CONFIGS: dict[tuple[str, str, int], Config] = {
-    ("sm_90", "prefill", 64): Config(128, 128, 8, 3, ahead=True, tma=True),
-    ("sm_90", "prefill", 128): Config(128, 64, 8, 4, ahead=True, q_registers=True, tma=True),
-    ("sm_90", "prefill", 192): Config(128, 64, 8, 4, ahead=True, q_registers=True, tma=True),
+    ("sm_90", "prefill", 64): Config(64, 128, 4, 2, 2, tma=True),
+    ("sm_90", "prefill", 128): Config(64, 64, 4, 3, 2, tma=True),
+    ("sm_90", "prefill", 192): Config(64, 64, 4, 2, 2, ahead=True, q_registers=True, tma=True),
     ("sm_90", "prefill", 256): Config(128, 64, 8, 2, tma=True),
-    ("sm_90", "pointers", 64): Config(128, 128, 8, 3, ahead=True),
-    ("sm_90", "pointers", 128): Config(128, 64, 8, 3, ahead=True),
-    ("sm_90", "pointers", 192): Config(128, 64, 8, 3, ahead=True),
+    ("sm_90", "pointers", 64): Config(64, 64, 4, 3, 2),
+    ("sm_90", "pointers", 128): Config(64, 64, 4, 3, 2),
+    ("sm_90", "pointers", 192): Config(128, 128, 8, 2),
     ("sm_90", "pointers", 256): Config(128, 32, 8, 3),
     ("sm_80", "prefill", 64): Config(128, 64, 4, 3, 2),
     ("sm_80", "prefill", 128): Config(128, 64, 8, 3),
@@ -71,10 +74,10 @@ CONFIGS: dict[tuple[str, str, int], Config] = {
     ("sm_86", "prefill", 128): Config(128, 32, 8, 3),
     ("sm_86", "prefill", 192): Config(128, 32, 8, 2),
     ("sm_86", "prefill", 256): Config(64, 32, 8, 2),
-    ("sm_90", "decode", 64): Config(16, 128, 4, 3, 3),
-    ("sm_90", "decode", 128): Config(16, 64, 4, 3, 3),
-    ("sm_90", "decode", 192): Config(16, 64, 4, 3, 2),
-    ("sm_90", "decode", 256): Config(16, 32, 4, 3, 2),
+    ("sm_90", "decode", 64): Config(16, 128, 4, 3),
+    ("sm_90", "decode", 128): Config(16, 64, 4, 3),
+    ("sm_90", "decode", 192): Config(16, 64, 4, 3),
+    ("sm_90", "decode", 256): Config(16, 32, 4, 3),
     ("sm_80", "decode", 64): Config(16, 128, 4, 3, 2),
     ("sm_80", "decode", 128): Config(16, 64, 4, 3, 2),
     ("sm_80", "decode", 192): Config(16, 32, 4, 3, 2),
