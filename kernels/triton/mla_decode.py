@@ -4,10 +4,6 @@ One program holds a tile of query rows (row r is token r // heads, head r % head
 and walks its share of the sequence's pages with a running softmax in base 2. A page's latent tile
 is loaded once: all 576 columns are the key, the first 512 are the value too.
 
-``KEYS_FIRST`` computes the transposed products (scores [keys, rows], output [values, rows]):
-Hopper's matrix instruction wants 64 rows on the left, which a few heads do not fill but keys and
-values do.
-
 Sources: DeepSeek-AI 2024, DeepSeek-V2, sec. 2.1 (latent attention, absorption); Dao et al. 2023,
 Flash-Decoding (split over the sequence).
 """
@@ -80,36 +76,45 @@ def asked_for(start, rows, row_bytes, BYTES: tl.constexpr):
 
 
 @triton.jit
-def scored(query, keys, acc, KEYS_FIRST: tl.constexpr, INTERPRETED: tl.constexpr):
-    """``acc`` plus the products of query rows and keys: [rows, keys], or [keys, rows]."""
-    if KEYS_FIRST:
-        acc = product(keys, query.T, acc, INTERPRETED)
-    else:
-        acc = product(query, keys.T, acc, INTERPRETED)
-    return acc
+def scored(query, keys, acc, INTERPRETED: tl.constexpr):
+    """``acc`` plus the products of query rows and keys: [rows, keys]."""
+    return product(query, keys.T, acc, INTERPRETED)
 
 
 @triton.jit
-def summed(weights, values, acc, KEYS_FIRST: tl.constexpr, INTERPRETED: tl.constexpr):
-    """``acc`` plus the weighted sum of values: [rows, columns], or [columns, rows]."""
-    weights = narrowed(weights, values.dtype, INTERPRETED)
-    if KEYS_FIRST:
-        acc = product(values.T, weights, acc, INTERPRETED)
+def scored_apart(q_latent, k_latent, q_rotary, k_rotary, zero):
+    """``scored`` of both parts, for 64 rows and 8 warps.
+
+    Triton gives a product that another one follows all its warps along the rows, and with 64 rows
+    both warpgroups would compute all of it. What a branch gives, it does not follow. It is always
+    taken (``zero`` is 0); the other side is a product as well, since the compiler moves changes of
+    layout into a branch whose other side is free.
+    """
+    if zero == 0:
+        scores = tl.dot(q_latent, k_latent.T)
+        rest = tl.dot(q_rotary, k_rotary.T)
     else:
-        acc = product(weights, values, acc, INTERPRETED)
-    return acc
+        scores = tl.dot(q_rotary, k_rotary.T)
+        rest = scores
+    return scores + rest
 
 
 @triton.jit
-def softmax_step(scores, visible, maximum, total, scale_log2, AXIS: tl.constexpr):
+def summed(weights, values, acc, INTERPRETED: tl.constexpr):
+    """``acc`` plus the weighted sum of values: [rows, columns]."""
+    return product(narrowed(weights, values.dtype, INTERPRETED), values, acc, INTERPRETED)
+
+
+@triton.jit
+def softmax_step(scores, visible, maximum, total, scale_log2):
     """One tile of the running softmax in base 2: weights, and by what earlier sums shrink."""
     scores = tl.where(visible, scores * scale_log2, float("-inf"))
-    raised = tl.maximum(maximum, tl.max(scores, AXIS))
+    raised = tl.maximum(maximum, tl.max(scores, 1))
     base = tl.where(raised == float("-inf"), 0.0, raised)  # a row that has seen no key yet
-    weights = tl.exp2(scores - tl.expand_dims(base, AXIS))
+    weights = tl.exp2(scores - base[:, None])
     rescale = tl.exp2(maximum - base)
-    total = total * rescale + tl.sum(weights, AXIS)
-    return weights, tl.expand_dims(rescale, AXIS), raised, total
+    total = total * rescale + tl.sum(weights, 1)
+    return weights, rescale[:, None], raised, total
 
 
 @triton.jit
@@ -153,21 +158,14 @@ def sequences(ends, run, program):
 
 
 @triton.jit
-def delivery(
-    out_rows, part_rows, weight_places, maximum, total, row_there, wholly, AXIS: tl.constexpr
-):
+def delivery(out_rows, part_rows, weight_places, maximum, total, row_there, wholly):
     """What ``deliver`` wants; stores the logarithm (base 2) of a part's weight."""
     # Pairs of a program and a sequence, in the order of tiles: one of the two goes up, which makes
     # their sum a slot of its own.
     if not wholly:
         tl.store(weight_places, maximum + tl.log2(total), mask=row_there)
     inverse = tl.where(total > 0.0, 1.0 / total, 0.0)
-    return (
-        tl.expand_dims(inverse, AXIS),
-        tl.expand_dims(out_rows, AXIS),
-        tl.expand_dims(part_rows, AXIS),
-        tl.expand_dims(row_there, AXIS),
-    )
+    return inverse[:, None], out_rows[:, None], part_rows[:, None], row_there[:, None]
 
 
 @triton.jit
@@ -210,7 +208,6 @@ def decode(
     scale_log2,
     ROWS: tl.constexpr,
     KEYS: tl.constexpr,
-    KEYS_FIRST: tl.constexpr,
     EXPAND: tl.constexpr,
     STAGES: tl.constexpr,
     AHEAD: tl.constexpr,
@@ -235,7 +232,6 @@ def decode(
     token = row // heads
     column = tl.arange(0, LATENT)
     rotary_part = tl.arange(0, ROTARY)
-    AXIS: tl.constexpr = 0 if KEYS_FIRST else 1  # the keys' axis of the scores
     begin, end = sequences(ends, run, program)
     for sequence in tl.range(begin, end):
         first, last, all_tiles = share(each, tiles, starts, run, program, sequence)
@@ -247,7 +243,7 @@ def decode(
         q_rotary = tl.load(
             q_rows + LATENT + rotary_part[None, :], mask=row_there[:, None], other=0.0
         )
-        acc = tl.zeros((LATENT, ROWS) if KEYS_FIRST else (ROWS, LATENT), tl.float32)
+        acc = tl.zeros((ROWS, LATENT), tl.float32)
         maximum = tl.full((ROWS,), float("-inf"), tl.float32)
         total = tl.zeros((ROWS,), tl.float32)
         table = block_table + place * table_batch
@@ -256,15 +252,14 @@ def decode(
         for tile in tl.range(first, last, num_stages=STAGES):
             key = tile * KEYS + tl.arange(0, KEYS)
             there = (key < length)[:, None]  # rows beyond the length may hold NaN
-            initial = tl.full((KEYS, ROWS) if KEYS_FIRST else (ROWS, KEYS), 0.0, tl.float32)
+            zero = 0
             if AHEAD > 0:
                 far = tl.minimum(tile + AHEAD, last - 1) * KEYS % PAGE
                 ahead = soon * cache_page + far * cache_row
                 if EXPAND:
-                    asked = asked_for(cache + ahead * 8, KEYS, cache_row * 16, 656)
+                    zero = asked_for(cache + ahead * 8, KEYS, cache_row * 16, 656)
                 else:
-                    asked = asked_for(cache + ahead, KEYS, cache_row * 2, 1152)
-                initial += asked.to(tl.float32)
+                    zero = asked_for(cache + ahead, KEYS, cache_row * 2, 1152)
             start = page * cache_page + (key % PAGE) * cache_row
             if EXPAND:
                 rotary_rows = (rotary + start * 8)[:, None]
@@ -283,22 +278,26 @@ def decode(
                 far = tl.minimum(tile + 1 + AHEAD, last - 1)
                 soon = page_id(table, far, pages, page_limit, KEYS)
 
-            scores = scored(q_rotary, k_rotary, initial, KEYS_FIRST, INTERPRETED)
-            scores = scored(q_latent, k_latent, scores, KEYS_FIRST, INTERPRETED)
-            visible = tl.expand_dims(key, 1 - AXIS) < tl.expand_dims(seen, AXIS)
+            if AHEAD > 0 and ROWS == 64:
+                scores = scored_apart(q_latent, k_latent, q_rotary, k_rotary, zero)
+            else:
+                scores = tl.full((ROWS, KEYS), 0.0, tl.float32) + zero
+                scores = scored(q_rotary, k_rotary, scores, INTERPRETED)
+                scores = scored(q_latent, k_latent, scores, INTERPRETED)
+            visible = key[None, :] < seen[:, None]
             weights, rescale, maximum, total = softmax_step(
-                scores, visible, maximum, total, scale_log2, AXIS
+                scores, visible, maximum, total, scale_log2
             )
-            acc = summed(weights, k_latent, acc * rescale, KEYS_FIRST, INTERPRETED)
+            acc = summed(weights, k_latent, acc * rescale, INTERPRETED)
 
         if last > first:
             wholly = (first == 0) & (last == all_tiles)
             slot = (place + program) * tokens * heads + row
             inverse, out_rows, part_rows, there = delivery(
                 out + (place * tokens * heads + row) * out_row, parts + slot * LATENT, lse + slot,
-                maximum, total, row_there, wholly, AXIS,
+                maximum, total, row_there, wholly,
             )  # fmt: skip
-            columns = tl.expand_dims(column, 1 - AXIS)
+            columns = column[None, :]
             deliver(acc, inverse, columns, out_rows, part_rows, there, wholly, INTERPRETED)
 
 
@@ -355,7 +354,6 @@ def decode_fp8(
     token = row // heads
     pair = tl.arange(0, PAIRS)
     rotary_column = tl.arange(0, ROTARY)
-    AXIS: tl.constexpr = 1
     begin, end = sequences(ends, run, program)
     for sequence in tl.range(begin, end):
         first, last, all_tiles = share(each, tiles, starts, run, program, sequence)
@@ -415,46 +413,46 @@ def decode_fp8(
                 far = tl.minimum(tile + 1 + AHEAD, last - 1)
                 soon = page_id(table, far, pages, page_limit, KEYS)
 
-            scores = scored(q_rotary, k_rotary, initial, False, INTERPRETED)
+            scores = scored(q_rotary, k_rotary, initial, INTERPRETED)
             even0, odd0 = e4m3_pairs(x0, PACKED)
-            part = scored(q0_even, even0, None, False, INTERPRETED)
-            part = scored(q0_odd, odd0, part, False, INTERPRETED)
+            part = scored(q0_even, even0, None, INTERPRETED)
+            part = scored(q0_odd, odd0, part, INTERPRETED)
             scores += part * s0[None, :]
             even1, odd1 = e4m3_pairs(x1, PACKED)
-            part = scored(q1_even, even1, None, False, INTERPRETED)
-            part = scored(q1_odd, odd1, part, False, INTERPRETED)
+            part = scored(q1_even, even1, None, INTERPRETED)
+            part = scored(q1_odd, odd1, part, INTERPRETED)
             scores += part * s1[None, :]
             even2, odd2 = e4m3_pairs(x2, PACKED)
-            part = scored(q2_even, even2, None, False, INTERPRETED)
-            part = scored(q2_odd, odd2, part, False, INTERPRETED)
+            part = scored(q2_even, even2, None, INTERPRETED)
+            part = scored(q2_odd, odd2, part, INTERPRETED)
             scores += part * s2[None, :]
             even3, odd3 = e4m3_pairs(x3, PACKED)
-            part = scored(q3_even, even3, None, False, INTERPRETED)
-            part = scored(q3_odd, odd3, part, False, INTERPRETED)
+            part = scored(q3_even, even3, None, INTERPRETED)
+            part = scored(q3_odd, odd3, part, INTERPRETED)
             scores += part * s3[None, :]
-            visible = tl.expand_dims(key, 1 - AXIS) < tl.expand_dims(seen, AXIS)
+            visible = key[None, :] < seen[:, None]
             weights, rescale, maximum, total = softmax_step(
-                scores, visible, maximum, total, scale_log2, AXIS
+                scores, visible, maximum, total, scale_log2
             )
             scaled = weights * s0[None, :]
-            acc0_even = summed(scaled, even0, acc0_even * rescale, False, INTERPRETED)
-            acc0_odd = summed(scaled, odd0, acc0_odd * rescale, False, INTERPRETED)
+            acc0_even = summed(scaled, even0, acc0_even * rescale, INTERPRETED)
+            acc0_odd = summed(scaled, odd0, acc0_odd * rescale, INTERPRETED)
             scaled = weights * s1[None, :]
-            acc1_even = summed(scaled, even1, acc1_even * rescale, False, INTERPRETED)
-            acc1_odd = summed(scaled, odd1, acc1_odd * rescale, False, INTERPRETED)
+            acc1_even = summed(scaled, even1, acc1_even * rescale, INTERPRETED)
+            acc1_odd = summed(scaled, odd1, acc1_odd * rescale, INTERPRETED)
             scaled = weights * s2[None, :]
-            acc2_even = summed(scaled, even2, acc2_even * rescale, False, INTERPRETED)
-            acc2_odd = summed(scaled, odd2, acc2_odd * rescale, False, INTERPRETED)
+            acc2_even = summed(scaled, even2, acc2_even * rescale, INTERPRETED)
+            acc2_odd = summed(scaled, odd2, acc2_odd * rescale, INTERPRETED)
             scaled = weights * s3[None, :]
-            acc3_even = summed(scaled, even3, acc3_even * rescale, False, INTERPRETED)
-            acc3_odd = summed(scaled, odd3, acc3_odd * rescale, False, INTERPRETED)
+            acc3_even = summed(scaled, even3, acc3_even * rescale, INTERPRETED)
+            acc3_odd = summed(scaled, odd3, acc3_odd * rescale, INTERPRETED)
 
         if last > first:
             wholly = (first == 0) & (last == all_tiles)
             slot = (place + program) * tokens * heads + row
             inverse, out_rows, part_rows, there = delivery(
                 out + (place * tokens * heads + row) * out_row, parts + slot * LATENT, lse + slot,
-                maximum, total, row_there, wholly, AXIS,
+                maximum, total, row_there, wholly,
             )  # fmt: skip
             columns = 2 * pair[None, :]
             deliver(

@@ -144,7 +144,7 @@ def clamped(table: list[list[int]], lengths: list[int]) -> dict[str, Any]:
     out = torch_triton.launch(
         torch.randn(len(lengths), 2, 3, ROW).half(), pool,
         torch.tensor(table, dtype=torch.int32), torch.tensor(lengths, dtype=torch.int32), SCALE,
-        torch_triton.Configuration(16, 32, False, 4, 2, 1), torch_triton.Schedule(3, 1),
+        torch_triton.Configuration(16, 32, 4, 2, 1), torch_triton.Schedule(3, 1),
     )  # fmt: skip
     return {"passed": bool(torch.isfinite(out).all())}
 
@@ -302,7 +302,7 @@ def compiled(capability: int, kernel: str, cut: list[Any], fp8: bool = False) ->
         by_pairs = fp8 and chosen.rows < torch_triton.EXPANDED_ROWS
         function = module.decode_fp8 if by_pairs else module.decode
         constants = {"BATCH": 128, "AHEAD": chosen.ahead} | (
-            {"PACKED": True} if by_pairs else {"KEYS_FIRST": chosen.keys_first, "EXPAND": fp8}
+            {"PACKED": True} if by_pairs else {"EXPAND": fp8}
         )
     constants |= {
         "ROWS": chosen.rows, "KEYS": chosen.keys, "STAGES": chosen.stages, "INTERPRETED": False,

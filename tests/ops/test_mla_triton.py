@@ -46,8 +46,8 @@ def prefill(batch: int, queries: int, length: int, heads: int, **more: Any) -> d
     return {"work": "prefill", **given, "causal": True, **more}
 
 
-# rows, keys, keys_first, warps, stages, programs: the last three mean nothing to the interpreter.
-CUTS = ([16, 32, False, 4, 2, 1], [16, 64, True, 4, 2, 1], [64, 64, False, 4, 2, 1])
+# rows, keys, warps, stages, programs: the last three mean nothing to the interpreter.
+CUTS = ([16, 32, 4, 2, 1], [16, 64, 4, 2, 1], [64, 64, 4, 2, 1])
 CONTRACT = [
     {"work": "contract", "case": case, "dtype": dtype}
     for case, dtype in (
@@ -98,14 +98,14 @@ TILES = prefill(1, 20, 70, 1)
 DEFECTS = {
     "a wrong scale": ("scores * scale_log2", "scores * (1.1 * scale_log2)", HALVES),
     "a row too many": (
-        "            visible = tl.expand_dims(key, 1 - AXIS) < tl.expand_dims(seen, AXIS)\n"
+        "            visible = key[None, :] < seen[:, None]\n"
         "            weights, rescale, maximum, total = softmax_step(\n"
-        "                scores, visible, maximum, total, scale_log2, AXIS\n"
+        "                scores, visible, maximum, total, scale_log2\n"
         "            )\n"
         "            acc = summed",
-        "            visible = tl.expand_dims(key, 1 - AXIS) <= tl.expand_dims(seen, AXIS)\n"
+        "            visible = key[None, :] <= seen[:, None]\n"
         "            weights, rescale, maximum, total = softmax_step(\n"
-        "                scores, visible, maximum, total, scale_log2, AXIS\n"
+        "                scores, visible, maximum, total, scale_log2\n"
         "            )\n"
         "            acc = summed",
         HALVES,

@@ -17,13 +17,12 @@ LOG2_E = math.log2(math.e)
 
 
 class Configuration(NamedTuple):
-    """How the kernel is cut: query rows and keys a tile, order of the products, warps, stages of
-    the loads (2 with ``mma`` is one buffer, 2 with ``wgmma`` is two), programs that share a
+    """How the kernel is cut: query rows and keys a tile, warps, stages of the loads
+    (2 with ``mma`` is one buffer, 2 with ``wgmma`` is two), programs that share a
     multiprocessor, how many tiles before its use the L2 is asked for one (0: never)."""
 
     rows: int
     keys: int
-    keys_first: bool
     warps: int
     stages: int
     programs: int
@@ -50,28 +49,28 @@ Table = dict[bool, tuple[tuple[int, Configuration], ...]]
 #   and 2370 cycles of the 3970 in which an H200's multiprocessor gets its share of such a tile.
 AMPERE: Table = {
     False: (
-        (16, Configuration(16, 32, False, 4, 2, 2)),
-        (0, Configuration(32, 32, False, 4, 2, 2)),
+        (16, Configuration(16, 32, 4, 2, 2)),
+        (0, Configuration(32, 32, 4, 2, 2)),
     ),
-    True: ((16, Configuration(16, 32, False, 4, 2, 2)), (0, Configuration(32, 32, False, 4, 2, 2))),
+    True: ((16, Configuration(16, 32, 4, 2, 2)), (0, Configuration(32, 32, 4, 2, 2))),
 }
 SMALL_SHARED: Table = {
     False: (
-        (16, Configuration(16, 32, False, 8, 3, 1)),
-        (0, Configuration(32, 32, False, 8, 2, 1)),
+        (16, Configuration(16, 32, 8, 3, 1)),
+        (0, Configuration(32, 32, 8, 2, 1)),
     ),
-    True: ((16, Configuration(16, 32, False, 4, 2, 2)), (0, Configuration(32, 32, False, 8, 3, 1))),
+    True: ((16, Configuration(16, 32, 4, 2, 2)), (0, Configuration(32, 32, 8, 3, 1))),
 }
 HOPPER: Table = {
     False: (
-        (16, Configuration(16, 64, False, 4, 2, 2)),
-        (32, Configuration(32, 64, False, 4, 2, 2, 1)),
-        (0, Configuration(64, 64, False, 8, 2, 1, 1)),
+        (16, Configuration(16, 64, 4, 2, 2)),
+        (32, Configuration(32, 64, 4, 2, 2, 1)),
+        (0, Configuration(64, 64, 8, 2, 1, 1)),
     ),
     True: (
-        (16, Configuration(16, 32, False, 4, 2, 2, 1)),
-        (32, Configuration(32, 64, False, 4, 2, 2, 1)),
-        (0, Configuration(64, 64, False, 8, 2, 1, 2)),
+        (16, Configuration(16, 32, 4, 2, 2, 1)),
+        (32, Configuration(32, 64, 4, 2, 2, 1)),
+        (0, Configuration(64, 64, 8, 2, 1, 2)),
     ),
 }
 CONFIGURATIONS: dict[tuple[int, int], Table] = {
@@ -232,7 +231,7 @@ def attend(
     else:
         kernels.decode[grid](
             q, latent, rotary, scales, *results, *strides, *sizes, **constants,
-            KEYS_FIRST=cut.keys_first, EXPAND=fp8,
+            EXPAND=fp8,
         )  # fmt: skip
     return out, parts, lse
 
