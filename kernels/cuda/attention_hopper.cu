@@ -1,10 +1,11 @@
 // Attention for Hopper (sm_90a): O = softmax(scale Q K^T, masked) V, never storing the scores.
 //
 // Shah et al. 2024, FlashAttention-3 (arXiv 2407.08608): one warpgroup issues TMA loads, the others
-// compute; softmax runs under the matrix products of the next block (inside a warpgroup) and of
-// the other warpgroup (ping-pong). fp32 scores, sums and output accumulators; the unnormalised
-// weights are rounded to the input type before P V. No atomics on floats: the result is the same
-// bits every time.
+// compute; a block's maxima are found under the product of the older block's weights, its
+// exponentials taken under the products of the other warpgroup. Between tiles the tensor cores do
+// not drain: the first product of the next runs with the last of this one. fp32 scores, sums and
+// output accumulators; the unnormalised weights are rounded to the input type before P V. No
+// atomics on floats: the result is the same bits every time.
 //
 // With e4m3 inputs the output is bf16, and V comes transposed and permuted (values_e4m3.cu): wgmma
 // takes 8-bit operands K-major only. The weights are scaled by 2^8, which their sum undoes.
@@ -13,21 +14,13 @@
 // block), STAGES, CAUSAL (bottom-right), DTYPE (BF16, F16 or E4M3), VARLEN (rows of all sequences
 // packed, cu_seqlens), PAGE_ROWS (K and V in pages, of which a copy takes so many rows; 0: not).
 // Schedules, each 0 or 1 unless said:
-// PINGPONG: warpgroups take turns at the tensor cores.
-// CONTINUOUS: the first product of the next tile runs with the last of this one, so that the
-//     tensor cores do not drain between tiles.
-// LAZY_RESCALE: O is rescaled only when a running maximum has grown a lot.
-// DYNAMIC: tiles are drawn from a counter.
+// PINGPONG: warpgroups take turns at issuing products.
 // Q_REGISTERS: Q is read from shared memory once a tile instead of once a block, which leaves more
 //     of its bandwidth to K, V and the loads.
 // Q_STAGES (a number): tiles of Q in shared memory.
 // SPLIT: the few tiles that are left over when all blocks have had the same number are cut along
 //     the keys, one part a block, so that the others do not wait for them; the last part to end
-//     adds them up, always in the same order. Full attention, dense, DYNAMIC.
-// CLUSTER (1 or 2): two blocks take neighbouring rows of a head, each loads half of every K and V
-//     tile for both (multicast), and so half as much leaves L2. Dense, not DYNAMIC.
-// POLYNOMIAL (a number): every that many weights one is computed on the FMA units instead of the
-//     special function unit, which is what bounds narrow heads and e4m3; 0: none.
+//     adds them up, always in the same order. Full attention, dense.
 #include "hopper.cuh"
 
 #ifndef PAGE_ROWS
@@ -36,29 +29,14 @@
 #ifndef PINGPONG
 #define PINGPONG 1
 #endif
-#ifndef CONTINUOUS
-#define CONTINUOUS 1
-#endif
 #ifndef Q_STAGES
 #define Q_STAGES 1
-#endif
-#ifndef LAZY_RESCALE
-#define LAZY_RESCALE 1
 #endif
 #ifndef SPLIT
 #define SPLIT 0
 #endif
 #ifndef Q_REGISTERS
 #define Q_REGISTERS 0
-#endif
-#ifndef CLUSTER
-#define CLUSTER 1
-#endif
-#ifndef POLYNOMIAL
-#define POLYNOMIAL 0
-#endif
-#ifndef DYNAMIC
-#define DYNAMIC 1
 #endif
 
 template <class A, class B>
@@ -69,10 +47,9 @@ constexpr bool SAME<A, A> = true;
 constexpr bool EIGHT = SAME<DTYPE, E4M3>;
 constexpr int BLOCK_M = 64 * WARPGROUPS;
 constexpr int THREADS = 128 * (WARPGROUPS + 1);
-// Of 65536 registers: multiples of 8 a thread. Loading for a cluster takes a few more.
-constexpr int PRODUCER_REGISTERS = WARPGROUPS == 3 ? 32 : CLUSTER > 1 ? 40 : 24;
-constexpr int CONSUMER_REGISTERS =
-    WARPGROUPS == 3 ? 160 : WARPGROUPS == 1 ? 256 : CLUSTER > 1 ? 232 : 240;
+// Of 65536 registers: multiples of 8 a thread.
+constexpr int PRODUCER_REGISTERS = WARPGROUPS == 3 ? 32 : 24;
+constexpr int CONSUMER_REGISTERS = WARPGROUPS == 3 ? 160 : WARPGROUPS == 1 ? 256 : 240;
 // Tiles are chunks of 128-byte rows, swizzled: CHUNK elements of the inner dimension, which is D.
 // The inner dimension of a transposed V is keys; its rows have 64 bytes where that divides a block.
 constexpr int CHUNK = EIGHT ? 128 : 64;
@@ -97,13 +74,7 @@ constexpr bool DENSE = !VARLEN && !PAGED;
 static_assert(!EIGHT || DENSE, "e4m3: neither packed nor paged");
 static_assert(!PAGED || (!VARLEN && PAGE_ROWS % 8 == 0), "whole patterns of the swizzle");
 static_assert(!PAGED || BLOCK_N % (PAGED ? PAGE_ROWS : 1) == 0, "whole copies");
-static_assert(CLUSTER == 1 || (CLUSTER == 2 && DENSE && !DYNAMIC), "both blocks: the same tiles");
-static_assert(!SPLIT || (DYNAMIC && CLUSTER == 1), "parts need the counters");
 static_assert(!SPLIT || (!CAUSAL && DENSE), "every part has blocks");
-// What one block of the cluster loads of each chunk: so many rows, a multiple of the swizzle's 8.
-constexpr int K_SHARE = BLOCK_N / CLUSTER;
-constexpr int V_SHARE = (EIGHT ? VALUE_DIM : BLOCK_N) / CLUSTER;
-static_assert(K_SHARE % 8 == 0, "whole patterns of the swizzle");
 
 // Weights are 2^WEIGHT_LOG2 where the score is the running maximum, and may exceed that by
 // 2^LAZY_LOG2 before the maximum is moved and O rescaled: 2^8 in all, of e4m3's 448.
@@ -118,7 +89,7 @@ struct Arguments {
     u64 cu_seqlens_k;
     u64 block_table;    // int32 [batch, table_width] (PAGED)
     u64 cache_seqlens;  // int32 [batch] (PAGED)
-    u64 counters;  // int32 [2 + split_tiles * WARPGROUPS], zero before and after (DYNAMIC)
+    u64 counters;  // int32 [2 + split_tiles * WARPGROUPS], zero before and after
     u64 partials;  // float [split_tiles * parts, WARPGROUPS, VALUE_DIM / 2 + 4, 128] (SPLIT)
     long long output_batch_stride, output_row_stride, output_head_stride;
     int batch, heads, group;  // query heads to a key head
@@ -126,7 +97,7 @@ struct Arguments {
     int query_rows, key_rows;  // packed rows that there are (VARLEN)
     int pages, page_size, table_width;  // of the cache (PAGED)
     int value_dim;             // columns to store, a multiple of 8, at most VALUE_DIM
-    int row_blocks;            // blocks of CLUSTER * BLOCK_M rows in query_len
+    int row_blocks;            // blocks of BLOCK_M rows in query_len
     int heads_at_once;         // heads whose K and V stay in L2 together
     int split_tiles, parts;    // the last tiles, and how many parts each has (SPLIT)
     float scale_log2;
@@ -148,10 +119,6 @@ DEVICE int work_items(const Arguments& a) {
     return SPLIT ? tiles + a.split_tiles * (a.parts - 1) : tiles;
 }
 
-// Which of a sequence of work this block takes, and how many blocks (or clusters) there are.
-DEVICE int first_tile() { return blockIdx.x / CLUSTER; }
-DEVICE int tile_stride() { return gridDim.x / CLUSTER; }
-
 // Tiles in order: groups of heads whose K and V fit L2; within a group the longest first.
 DEVICE Tile tile_of(int index, const Arguments& a) {
     const int heads = a.batch * a.heads;
@@ -172,8 +139,7 @@ DEVICE Tile tile_of(int index, const Arguments& a) {
     if (CAUSAL) block = a.row_blocks - 1 - block;
     t.batch = flat / a.heads;
     t.head = flat - t.batch * a.heads;
-    const int pair_row = block * CLUSTER * BLOCK_M;
-    t.row = pair_row + (CLUSTER > 1 ? cluster_rank() * BLOCK_M : 0);
+    t.row = block * BLOCK_M;
     t.queries = a.query_len;
     t.keys = a.cache_len;
     t.query_at = 0;
@@ -192,11 +158,11 @@ DEVICE Tile tile_of(int index, const Arguments& a) {
         const int length = reinterpret_cast<const int*>(a.cache_seqlens)[t.batch];
         t.keys = min(max(length, 0), a.cache_len);
     }
-    // By the first query of the tile, and by the last of the cluster: both visit the same blocks.
+    // By the first query of the tile, and by the last.
     int seen_first = t.keys, seen_last = t.keys;
     if (CAUSAL) {
         seen_first = min(max(t.row + t.keys - t.queries + 1, 0), t.keys);
-        seen_last = min(max(pair_row + CLUSTER * BLOCK_M + t.keys - t.queries, 0), t.keys);
+        seen_last = min(max(t.row + BLOCK_M + t.keys - t.queries, 0), t.keys);
     }
     t.whole = seen_first / BLOCK_N;
     t.blocks = (seen_last + BLOCK_N - 1) / BLOCK_N;
@@ -226,9 +192,28 @@ struct Ring {
 struct Shared {
     u32 q, k, v;
     u32 q_full, q_empty, k_full, k_empty, v_full, v_empty;
-    u32 tile;  // the tile's index beside each q_full, 4 bytes each
+    u32 tile;  // what the tile is, beside each q_full
     u32 told;  // a word for each warpgroup
 };
+
+// A tile as one thread tells it to a warpgroup, which would take longer to divide its index by the
+// numbers of heads and blocks than a block of keys takes.
+constexpr int TILE_WORDS = sizeof(Tile) / 4;
+constexpr int NO_TILE = -1;  // blocks, when there is no more work
+
+DEVICE void tell_tile(u32 target, const Tile& t) {
+    const int words[TILE_WORDS] = {t.batch, t.head, t.row, t.queries, t.keys, t.query_at,
+                                   t.key_at, t.first, t.blocks, t.whole, t.part};
+#pragma unroll
+    for (int i = 0; i < TILE_WORDS; ++i) shared_store(target + 4 * i, words[i]);
+}
+DEVICE Tile told_tile(u32 source) {
+    int words[TILE_WORDS];
+#pragma unroll
+    for (int i = 0; i < TILE_WORDS; ++i) words[i] = shared_load(source + 4 * i);
+    return {words[0], words[1], words[2], words[3], words[4], words[5],
+            words[6], words[7], words[8], words[9], words[10]};
+}
 
 // One thread loads everything, in the order in which it is needed: the keys of a block, then the
 // values of the block before; and so from the last block of a tile to the first of the next.
@@ -242,12 +227,12 @@ DEVICE void produce(const TensorMap* q_map, const TensorMap* k_map, const Tensor
     Ring<Q_STAGES> q_ring;
     Ring<STAGES> k_ring, v_ring;
     // Announces a tile to a warpgroup, and loads its 64 rows of Q.
-    auto load_q = [&](int warpgroup, int index, const Tile& t) {
+    auto load_q = [&](int warpgroup, const Tile& t) {
         const u32 slot = q_ring.stage * WARPGROUPS + warpgroup;
         mbarrier_wait(s.q_empty + 8 * slot, q_ring.parity ^ 1);
-        shared_store(s.tile + 4 * slot, index);
+        tell_tile(s.tile + 4 * TILE_WORDS * slot, t);
         const u32 full = s.q_full + 8 * slot;
-        if (index < 0) {
+        if (t.blocks == NO_TILE) {
             mbarrier_arrive(full);
             return;
         }
@@ -273,25 +258,8 @@ DEVICE void produce(const TensorMap* q_map, const TensorMap* k_map, const Tensor
                          key % a.page_size, t.head / a.group, page);
         }
     };
-    // One box of a tile: `share` rows, to this block or, its part of them, to both.
-    auto load = [&](u32 target, const TensorMap* map, u32 full, int share, u32 row_bytes, int c0,
-                    int c1, int head, int batch) {
-        if (CLUSTER == 1) {
-            tma_load(target, map, full, L2_EVICT_LAST, c0, c1, head, batch);
-        } else {
-            const int rank = cluster_rank();
-            tma_multicast(target + rank * share * row_bytes, map, full, (1 << CLUSTER) - 1,
-                          L2_EVICT_LAST, c0, c1 + rank * share, head, batch);
-        }
-    };
-    auto wait_empty = [&](u32 barrier, u32 parity) {
-        if (CLUSTER == 1)
-            mbarrier_wait(barrier, parity);
-        else
-            mbarrier_wait_cluster(barrier, parity);
-    };
     auto load_k = [&](int block, const Tile& t) {
-        wait_empty(s.k_empty + 8 * k_ring.stage, k_ring.parity ^ 1);
+        mbarrier_wait(s.k_empty + 8 * k_ring.stage, k_ring.parity ^ 1);
         const u32 full = s.k_full + 8 * k_ring.stage;
         mbarrier_arrive_expect(full, K_BYTES);
         const u32 target = s.k + k_ring.stage * K_BYTES;
@@ -300,13 +268,13 @@ DEVICE void produce(const TensorMap* q_map, const TensorMap* k_map, const Tensor
         } else {
 #pragma unroll
             for (int c = 0; c < K_CHUNKS; ++c)
-                load(target + c * BLOCK_N * 128, k_map, full, K_SHARE, 128, CHUNK * c,
-                     t.key_at + block * BLOCK_N, t.head / a.group, t.batch);
+                tma_load(target + c * BLOCK_N * 128, k_map, full, L2_EVICT_LAST, CHUNK * c,
+                         t.key_at + block * BLOCK_N, t.head / a.group, t.batch);
         }
         k_ring.next();
     };
     auto load_v = [&](int block, const Tile& t) {
-        wait_empty(s.v_empty + 8 * v_ring.stage, v_ring.parity ^ 1);
+        mbarrier_wait(s.v_empty + 8 * v_ring.stage, v_ring.parity ^ 1);
         const u32 full = s.v_full + 8 * v_ring.stage;
         mbarrier_arrive_expect(full, V_BYTES);
         const u32 target = s.v + v_ring.stage * V_BYTES;
@@ -315,24 +283,24 @@ DEVICE void produce(const TensorMap* q_map, const TensorMap* k_map, const Tensor
         } else {
 #pragma unroll
             for (int c = 0; c < V_CHUNKS; ++c)
-                load(target + c * V_CHUNK_BYTES, v_map, full, V_SHARE, V_ROW_BYTES,
-                     V_CHUNK * c + (EIGHT ? block * BLOCK_N : 0),
-                     EIGHT ? 0 : t.key_at + block * BLOCK_N, t.head / a.group, t.batch);
+                tma_load(target + c * V_CHUNK_BYTES, v_map, full, L2_EVICT_LAST,
+                         V_CHUNK * c + (EIGHT ? block * BLOCK_N : 0),
+                         EIGHT ? 0 : t.key_at + block * BLOCK_N, t.head / a.group, t.batch);
         }
         v_ring.next();
     };
 
     Tile t, older;
     bool owed = false;  // the values of the last block of `older`
-    for (int index = first_tile(), next; index < tiles; index = next) {
-        next = DYNAMIC ? tile_stride() + atomicAdd(counters, 1) : index + tile_stride();
+    for (int index = blockIdx.x, next; index < tiles; index = next) {
+        next = gridDim.x + atomicAdd(counters, 1);
         t = tile_of(index, a);
         if (VARLEN && t.row >= t.queries) continue;
-        load_q(0, index, t);
+        // Q last: its place is free later than those of the others.
         if (t.blocks > 0) load_k(t.blocks - 1, t);
-        for (int w = 1; w < WARPGROUPS; ++w) load_q(w, index, t);
-        q_ring.next();
         if (owed) load_v(older.first, older);
+        for (int w = 0; w < WARPGROUPS; ++w) load_q(w, t);
+        q_ring.next();
         for (int block = t.blocks - 1; block > t.first; --block) {
             load_k(block - 1, t);
             load_v(block, t);
@@ -341,14 +309,13 @@ DEVICE void produce(const TensorMap* q_map, const TensorMap* k_map, const Tensor
         older = t;
     }
     if (owed) load_v(older.first, older);
-    for (int w = 0; w < WARPGROUPS; ++w) load_q(w, -1, t);
-    if (DYNAMIC) {
-        // The last block to leave puts the counters back for the next launch.
-        __threadfence();
-        if (atomicAdd(counters + 1, 1) == static_cast<int>(gridDim.x) - 1) {
-            counters[0] = 0;
-            counters[1] = 0;
-        }
+    t.blocks = NO_TILE;
+    for (int w = 0; w < WARPGROUPS; ++w) load_q(w, t);
+    // The last block to leave puts the counters back for the next launch.
+    __threadfence();
+    if (atomicAdd(counters + 1, 1) == static_cast<int>(gridDim.x) - 1) {
+        counters[0] = 0;
+        counters[1] = 0;
     }
 }
 
@@ -419,35 +386,12 @@ DEVICE void multiply_pv(Output& out, const Weights& p, u64 v) {
 
 // The running softmax of this thread's two rows (g and g + 8 of its warp's 16).
 struct Softmax {
-    float top[2];      // running maximum, the same in the four threads of a row
-    float total[2];    // this thread's part of the row sum
-    float rescale[2];  // what the older output is to be multiplied by
-    bool moved;        // whether it is to be (the same in a whole warp)
+    float top[2];       // running maximum, the same in the four threads of a row
+    float total[2][2];  // this thread's part of the row sum: even columns, odd columns
+    float shift[2];     // added to the scaled scores: the exponents of the weights
+    float rescale[2];   // what the older output is to be multiplied by
+    bool moved;         // whether it is to be (the same in a whole warp)
 };
-
-// 2^x, x at most a few: x = i + f, a polynomial of f in [-1/2, 1/2] (minimax; relative error
-// 7.5e-5, and 2.6e-6 for fp16: far below the rounding that follows), times 2^i. Below 2^-120 it
-// stays there: not for masked scores. NaN stays NaN (adding i to the exponent's bits would make it
-// finite, and e4m3 saturates what is large).
-DEVICE float exp2_polynomial(float x) {
-    // 1.5 * 2^23 + 127: the sum's low bits are x rounded, as an exponent.
-    constexpr float ROUND = 12583039.0f;
-    x = maximum_nan(x, -120.0f);
-    const float rounded = x + ROUND;
-    const float f = x - (rounded - ROUND);
-    float y;
-    if (!SAME<DTYPE, F16>) {
-        y = fmaf(0.05517167f, f, 0.24261113f);
-        y = fmaf(y, f, 0.69326097f);
-        y = fmaf(y, f, 0.99992806f);
-    } else {
-        y = fmaf(0.009570102f, f, 0.05591786f);
-        y = fmaf(y, f, 0.24024744f);
-        y = fmaf(y, f, 0.6931218f);
-        y = fmaf(y, f, 0.9999993f);
-    }
-    return y * __uint_as_float(__float_as_uint(rounded) << 23);
-}
 
 // Scores of columns at or past `seen` (counted from this thread's first column) become -inf.
 DEVICE void mask(Scores& scores, const int (&seen)[2]) {
@@ -456,73 +400,62 @@ DEVICE void mask(Scores& scores, const int (&seen)[2]) {
         if (i / 4 * 8 + i % 2 >= seen[i / 2 % 2]) scores[i] = -infinity();
 }
 
-// Turns scores into unnormalised weights, in place.
+// Moves the running maximum where a score exceeds it by much, which is seldom after a tile's first
+// block, and scales the sums by it. Eight chains of comparisons, so that none waits for the one
+// before it.
 template <bool MASKED>
-DEVICE void weigh(Scores& scores, Softmax& state, float scale_log2) {
-    float top[2][2];
+DEVICE void find_top(const Scores& scores, Softmax& state, float scale_log2) {
+    float chains[2][4];
 #pragma unroll
-    for (int h = 0; h < 2; ++h) {
-        top[h][0] = fmaxf(scores[2 * h], scores[2 * h + 4]);
-        top[h][1] = fmaxf(scores[2 * h + 1], scores[2 * h + 5]);
-#pragma unroll
-        for (int i = 2; i < BLOCK_N / 8; ++i) {
-            top[h][0] = fmaxf(top[h][0], scores[4 * i + 2 * h]);
-            top[h][1] = fmaxf(top[h][1], scores[4 * i + 2 * h + 1]);
-        }
-        top[h][0] = fmaxf(top[h][0], top[h][1]);
-        top[h][0] = fmaxf(top[h][0], __shfl_xor_sync(0xffffffffu, top[h][0], 1));
-        top[h][0] = fmaxf(top[h][0], __shfl_xor_sync(0xffffffffu, top[h][0], 2));
-    }
-    bool move = true;
-    if (LAZY_RESCALE) {
-        const float room = LAZY_LOG2;
-        // Written so that a first block (top -inf) and NaN do not stay.
-        move = !((top[0][0] - state.top[0]) * scale_log2 <= room &&
-                 (top[1][0] - state.top[1]) * scale_log2 <= room);
-        move = __any_sync(0xffffffffu, move);
-    }
-    state.moved = move;
-    if (move) {
+    for (int i = 0; i < BLOCK_N / 8; ++i) {
 #pragma unroll
         for (int h = 0; h < 2; ++h) {
-            const float newer = fmaxf(state.top[h], top[h][0]);
+#pragma unroll
+            for (int e = 0; e < 2; ++e) {
+                float& chain = chains[h][i % 2 * 2 + e];
+                const float x = scores[4 * i + 2 * h + e];
+                chain = i < 2 ? x : fmaxf(chain, x);
+            }
+        }
+    }
+    float top[2];
+#pragma unroll
+    for (int h = 0; h < 2; ++h)
+        top[h] = fmaxf(fmaxf(chains[h][0], chains[h][1]), fmaxf(chains[h][2], chains[h][3]));
+#pragma unroll
+    for (int h = 0; h < 2; ++h) top[h] = fmaxf(top[h], __shfl_xor_sync(0xffffffffu, top[h], 1));
+#pragma unroll
+    for (int h = 0; h < 2; ++h) top[h] = fmaxf(top[h], __shfl_xor_sync(0xffffffffu, top[h], 2));
+    // Written so that a first block (top -inf) and NaN do not stay.
+    const bool stay = (top[0] - state.top[0]) * scale_log2 <= LAZY_LOG2 &&
+                      (top[1] - state.top[1]) * scale_log2 <= LAZY_LOG2;
+    state.moved = __any_sync(0xffffffffu, !stay);
+    if (state.moved) {
+#pragma unroll
+        for (int h = 0; h < 2; ++h) {
+            const float newer = fmaxf(state.top[h], top[h]);
             const float base = MASKED && newer == -infinity() ? 0.0f : newer;
             state.rescale[h] = exp2_fast((state.top[h] - base) * scale_log2);
             state.top[h] = newer;
-            state.total[h] *= state.rescale[h];
+            state.total[h][0] *= state.rescale[h];
+            state.total[h][1] *= state.rescale[h];
         }
     }
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
         const float base = MASKED && state.top[h] == -infinity() ? 0.0f : state.top[h];
-        const float shift = fmaf(-base, scale_log2, WEIGHT_LOG2);
-        float sum[2] = {0.0f, 0.0f};
-#pragma unroll
-        for (int i = 0; i < BLOCK_N / 8; ++i) {
-#pragma unroll
-            for (int e = 0; e < 2; ++e) {
-                float& x = scores[4 * i + 2 * h + e];
-                const float y = fmaf(x, scale_log2, shift);
-                const bool polynomial =
-                    !MASKED && POLYNOMIAL && (2 * i + e) % (POLYNOMIAL ? POLYNOMIAL : 1) == 0;
-                x = polynomial ? exp2_polynomial(y) : exp2_fast(y);
-                sum[e] += x;
-            }
-        }
-        state.total[h] += sum[0] + sum[1];
+        state.shift[h] = fmaf(-base, scale_log2, WEIGHT_LOG2);
     }
 }
 
-// Holds the weights before what follows, which is the wait for P V that they are to run under.
-DEVICE void finish(Scores& scores, const Softmax& state) {
-    registers_pin(scores);
-    hold_back(state.total[0] + state.total[1] < -1.0f);  // sums of exponentials: never
-}
-
-DEVICE void rescale(Output& out, const Softmax& state) {
-    if (LAZY_RESCALE && !state.moved) return;
+// Turns scores into unnormalised weights, in place.
+DEVICE void weigh(Scores& scores, Softmax& state, float scale_log2) {
 #pragma unroll
-    for (int i = 0; i < VALUE_DIM / 2; ++i) out[i] *= state.rescale[i / 2 % 2];
+    for (int i = 0; i < BLOCK_N / 2; ++i) {
+        const int h = i / 2 % 2, e = i % 2;
+        scores[i] = exp2_fast(fmaf(scores[i], scale_log2, state.shift[h]));
+        state.total[h][e] += scores[i];
+    }
 }
 
 // D's fragment becomes A's. Of 16 bits they agree. Of 8 bits, a thread's A registers hold columns
@@ -542,16 +475,23 @@ DEVICE void round_weights(Weights& p, const Scores& scores) {
     }
 }
 
+DEVICE void rescale(Output& out, const Softmax& state) {
+    if (!state.moved) return;
+#pragma unroll
+    for (int i = 0; i < VALUE_DIM / 2; ++i) out[i] *= state.rescale[i / 2 % 2];
+}
+
 // Normalises and stores this warpgroup's 64 rows. The four threads of a row exchange pairs of
 // columns until each holds eight in a row, and store those as 16 bytes.
 DEVICE void store(const Output& out, const Softmax& state, const Tile& t, const Arguments& a,
                   int row, u32 column) {
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-        float total = state.total[h];
+        float total = state.total[h][0] + state.total[h][1];
         total += __shfl_xor_sync(0xffffffffu, total, 1);
         total += __shfl_xor_sync(0xffffffffu, total, 2);
-        const float inverse = total == 0.0f ? 0.0f : a.value_scale / total;  // no visible key: 0
+        // No visible key: 0.
+        const float inverse = total == 0.0f ? 0.0f : a.value_scale * reciprocal_fast(total);
         const bool inside = row + 8 * h < t.queries;
         u16* line = reinterpret_cast<u16*>(a.output) + t.batch * a.output_batch_stride +
                     static_cast<long long>(t.query_at + row + 8 * h) * a.output_row_stride +
@@ -573,23 +513,14 @@ DEVICE void store(const Output& out, const Softmax& state, const Tile& t, const 
             const u32 s3 = __shfl_xor_sync(0xffffffffu, upper ? w[1] : w[3], 2);
             (upper ? w[0] : w[2]) = s2;
             (upper ? w[1] : w[3]) = s3;
-            if (inside && 32 * j + 8 * static_cast<int>(column) < a.value_dim)
-                *reinterpret_cast<uint4*>(line + 32 * j + 8 * column) =
-                    make_uint4(w[0], w[1], w[2], w[3]);
+            store_if(line + 32 * j + 8 * column, make_uint4(w[0], w[1], w[2], w[3]),
+                     inside && 32 * j + 8 * static_cast<int>(column) < a.value_dim);
         }
     }
 }
 
 DEVICE void release(u32 barrier) {
-    if (lane_index() == 0) mbarrier_arrive(barrier);
-}
-
-// Hands a stage of K or V back to the producers that fill it.
-DEVICE void release_stage(u32 barrier) {
-    if (CLUSTER == 1)
-        release(barrier);
-    else if (lane_index() < CLUSTER)
-        mbarrier_arrive_remote(barrier, lane_index());
+    mbarrier_arrive_if(barrier, lane_index() == 0);
 }
 
 // A partly filled last block of packed sequences holds rows of the next sequence, one of pages what
@@ -628,7 +559,7 @@ DEVICE bool add_parts(Output& out, Softmax& state, const Tile& t, const Argument
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
         mine[(VALUE_DIM / 2 + h) * 128] = state.top[h];
-        mine[(VALUE_DIM / 2 + 2 + h) * 128] = state.total[h];
+        mine[(VALUE_DIM / 2 + 2 + h) * 128] = state.total[h][0] + state.total[h][1];
     }
     __threadfence();
     barrier_wait(8 + warpgroup, 128);
@@ -644,7 +575,7 @@ DEVICE bool add_parts(Output& out, Softmax& state, const Tile& t, const Argument
 #pragma unroll
         for (int h = 0; h < 2; ++h) top[h] = fmaxf(top[h], part[(VALUE_DIM / 2 + h) * 128]);
     }
-    state.total[0] = state.total[1] = 0.0f;
+    state.total[0][0] = state.total[0][1] = state.total[1][0] = state.total[1][1] = 0.0f;
     clear(out);
     for (int i = 0; i < a.parts; ++i) {
         const volatile float* part = part_at(tile * a.parts + i);
@@ -653,8 +584,8 @@ DEVICE bool add_parts(Output& out, Softmax& state, const Tile& t, const Argument
         for (int h = 0; h < 2; ++h) {
             const float base = top[h] == -infinity() ? 0.0f : top[h];
             scale[h] = exp2_fast((part[(VALUE_DIM / 2 + h) * 128] - base) * a.scale_log2);
-            state.total[h] =
-                fmaf(part[(VALUE_DIM / 2 + 2 + h) * 128], scale[h], state.total[h]);
+            state.total[h][0] =
+                fmaf(part[(VALUE_DIM / 2 + 2 + h) * 128], scale[h], state.total[h][0]);
         }
 #pragma unroll
         for (int j = 0; j < VALUE_DIM / 2; ++j)
@@ -685,9 +616,9 @@ DEVICE void consume(u32 warpgroup, const Arguments& a, const Shared& s) {
         q_slot = q_ring.stage * WARPGROUPS + warpgroup;
         mbarrier_wait(s.q_full + 8 * q_slot, q_ring.parity);
         q_ring.next();
-        const int index = shared_load(s.tile + 4 * q_slot);
-        if (index < 0) return false;
-        t = tile_of(index, a);
+
+        t = told_tile(s.tile + 4 * TILE_WORDS * q_slot);
+        if (t.blocks == NO_TILE) return false;
         q.matrix = matrix_descriptor(s.q + q_slot * Q_BYTES, 1024);
         if (Q_REGISTERS) {
             load_queries(q, s.q + q_slot * Q_BYTES, warp);
@@ -725,14 +656,14 @@ DEVICE void consume(u32 warpgroup, const Arguments& a, const Shared& s) {
     };
     auto scores_ready = [&] {
         registers_pin(scores);
-        release_stage(s.k_empty + 8 * k_ring.stage);
+        release(s.k_empty + 8 * k_ring.stage);
         k_ring.next();
     };
     auto values_added = [&] {
         wgmma_wait<0>();
         registers_pin(out);
         registers_pin(p);
-        release_stage(s.v_empty + 8 * v_ring.stage);
+        release(s.v_empty + 8 * v_ring.stage);
         v_ring.next();
     };
     // The scores of one block, and while they are weighed the values of the block before it
@@ -741,36 +672,34 @@ DEVICE void consume(u32 warpgroup, const Arguments& a, const Shared& s) {
         mbarrier_wait(s.k_full + 8 * k_ring.stage, k_ring.parity);
         if (PINGPONG) barrier_wait(turn, 256);
         registers_pin(scores);
-        registers_pin(p);
-        registers_pin(out);
         wgmma_fence();
         multiply_qk(scores, q, k_matrix());
         wait_v(older, older_block);
+        registers_pin(p);
+        registers_pin(out);
         wgmma_fence();
         multiply_pv(out, p, v_matrix());
         if (PINGPONG) barrier_arrive(next_turn, 256);
         wgmma_wait<1>();
         scores_ready();
     };
-    auto step = [&](auto masked, int block) {
-        products(t, block + 1);
+    // The weights of the scores. `added`: waits for the product that reads the older weights.
+    auto weigh_block = [&](auto masked, int block, auto added) {
         if (block == t.first) queries_read();
-        if (decltype(masked)::value) mask_block(t, block);
-        weigh<decltype(masked)::value>(scores, state, a.scale_log2);
-        finish(scores, state);
-        values_added();
-        rescale(out, state);
+        if (decltype(masked)::value && block >= t.whole) mask_block(t, block);
+        find_top<decltype(masked)::value>(scores, state, a.scale_log2);
+        added();
+        weigh(scores, state, a.scale_log2);
         round_weights(p, scores);
     };
-    // The first block of a tile, with nothing or with the last values of the tile before under it.
-    auto weigh_first = [&] {
-        const int block = t.blocks - 1;
-        if (block == t.first) queries_read();
-        if (block >= t.whole) mask_block(t, block);
-        state = {{-infinity(), -infinity()}, {0.0f, 0.0f}, {1.0f, 1.0f}, false};
-        weigh<true>(scores, state, a.scale_log2);
-        finish(scores, state);
+    auto step = [&](auto masked, int block) {
+        products(t, block + 1);
+        weigh_block(masked, block, [&] {
+            values_added();
+            rescale(out, state);
+        });
     };
+    const Softmax fresh = {{-infinity(), -infinity()}, {}, {}, {1.0f, 1.0f}, false};
 
     bool some = fetch();
     while (some) {
@@ -778,7 +707,7 @@ DEVICE void consume(u32 warpgroup, const Arguments& a, const Shared& s) {
         if (t.blocks == 0) {  // rows that see no key
             __syncwarp();
             queries_read();
-            state = {{0.0f, 0.0f}, {0.0f, 0.0f}, {1.0f, 1.0f}, false};
+            state = {};
             store(out, state, t, a, t.row + row_in_tile, column);
             some = fetch();
             continue;
@@ -789,25 +718,21 @@ DEVICE void consume(u32 warpgroup, const Arguments& a, const Shared& s) {
         multiply_qk(scores, q, k_matrix());
         wgmma_wait<0>();
         scores_ready();
-        weigh_first();
-        round_weights(p, scores);
+        state = fresh;
+        weigh_block(Constant<true>{}, t.blocks - 1, [] {});
         bool joined;  // to the next tile, without draining
         do {
             int block = t.blocks - 2;
             for (; block >= max(t.whole, t.first); --block) step(Constant<true>{}, block);
             for (; block >= t.first; --block) step(Constant<false>{}, block);
             const Tile older = t;
-            joined = false;
-            if (CONTINUOUS) {
-                some = fetch();
-                joined = some && t.blocks > 0 && older.part < 0;  // parts end with more work
-            }
+            some = fetch();
+            joined = some && t.blocks > 0 && older.part < 0;  // parts end with more work
             if (joined) {
                 const Softmax ended = state;
                 products(older, older.first);
-                weigh_first();
-                values_added();
-                round_weights(p, scores);
+                state = fresh;
+                weigh_block(Constant<true>{}, t.blocks - 1, values_added);
                 store(out, ended, older, a, older.row + row_in_tile, column);
                 clear(out);
             } else {
@@ -821,7 +746,6 @@ DEVICE void consume(u32 warpgroup, const Arguments& a, const Shared& s) {
                     store(out, state, older, a, older.row + row_in_tile, column);
             }
         } while (joined);
-        if (!CONTINUOUS) some = fetch();
     }
 }
 
@@ -841,7 +765,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     s.v_full = s.k_empty + 8 * STAGES;
     s.v_empty = s.v_full + 8 * STAGES;
     s.tile = s.v_empty + 8 * STAGES;
-    s.told = s.tile + 4 * Q_SLOTS;
+    s.told = s.tile + 4 * TILE_WORDS * Q_SLOTS;
     s.q = base + BARRIER_BYTES;
     s.k = s.q + Q_SLOTS * Q_BYTES;
     s.v = s.k + STAGES * K_BYTES;
@@ -853,18 +777,13 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
         }
         for (int i = 0; i < STAGES; ++i) {
             mbarrier_init(s.k_full + 8 * i, 1);
-            mbarrier_init(s.k_empty + 8 * i, 4 * WARPGROUPS * CLUSTER);
+            mbarrier_init(s.k_empty + 8 * i, 4 * WARPGROUPS);
             mbarrier_init(s.v_full + 8 * i, 1);
-            mbarrier_init(s.v_empty + 8 * i, 4 * WARPGROUPS * CLUSTER);
+            mbarrier_init(s.v_empty + 8 * i, 4 * WARPGROUPS);
         }
         mbarrier_init_fence();
     }
-    if (CLUSTER > 1) {
-        cluster_arrive();
-        cluster_wait();
-    } else {
-        __syncthreads();
-    }
+    __syncthreads();
 
     const u32 warpgroup = warp_index() / 4;
     if (warpgroup == 0) {
@@ -873,10 +792,5 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     } else {
         registers_claim<CONSUMER_REGISTERS>();
         consume(warpgroup - 1, a, s);
-    }
-    if (CLUSTER > 1) {  // the other block may still write here, and arrive at barriers here
-        __syncwarp();
-        cluster_arrive();
-        cluster_wait();
     }
 }

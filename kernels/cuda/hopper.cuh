@@ -77,12 +77,6 @@ DEVICE void barrier_arrive(u32 id, u32 threads) {
     asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
 
-// A branch that is never taken, on a value that depends on earlier work: ptxas moves nothing that
-// follows over it (it would move a wait for wgmma above arithmetic meant to run under the wgmma).
-DEVICE void hold_back(bool never) {
-    if (never) asm volatile("nanosleep.u32 1;");
-}
-
 // Sixteen bytes of zeros to shared memory.
 DEVICE void shared_zero16(u32 target) {
     asm volatile("st.shared.v4.u32 [%0], {%1, %1, %1, %1};" ::"r"(target), "r"(0) : "memory");
@@ -112,6 +106,15 @@ DEVICE void mbarrier_init_fence() {
 
 DEVICE void mbarrier_arrive(u32 barrier) {
     asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
+}
+
+// The same where the condition holds, without a branch (store_if says why).
+DEVICE void mbarrier_arrive_if(u32 barrier, bool condition) {
+    asm volatile(
+        "{\n.reg .pred p;\nsetp.ne.u32 p, %1, 0;\n"
+        "@p mbarrier.arrive.shared::cta.b64 _, [%0];\n}\n" ::"r"(barrier),
+        "r"(static_cast<u32>(condition))
+        : "memory");
 }
 
 // Arrives and announces bytes that asynchronous copies will bring in this phase.
@@ -393,12 +396,6 @@ DEVICE float reciprocal_fast(float x) {
     asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
     return y;
 }
-// The larger; NaN when either is.
-DEVICE float maximum_nan(float x, float y) {
-    float z;
-    asm("max.NaN.f32 %0, %1, %2;" : "=f"(z) : "f"(x), "f"(y));
-    return z;
-}
 DEVICE float infinity() { return __int_as_float(0x7f800000); }
 
 // Two floats rounded to nearest into one register, `low` in the low half.
@@ -480,6 +477,16 @@ DEVICE uint4 load_once(const void* address) {
                  : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w)
                  : "l"(address));
     return x;
+}
+
+// Stores 16 bytes where the condition holds, without a branch: after one on which the lanes of a
+// warp differ, ptxas keeps nothing in uniform registers in the loop around it.
+DEVICE void store_if(void* address, uint4 x, bool condition) {
+    asm volatile(
+        "{\n.reg .pred p;\nsetp.ne.u32 p, %5, 0;\n"
+        "@p st.global.v4.b32 [%0], {%1, %2, %3, %4};\n}\n" ::"l"(address),
+        "r"(x.x), "r"(x.y), "r"(x.z), "r"(x.w), "r"(static_cast<u32>(condition))
+        : "memory");
 }
 
 // Brings a line of 128 bytes to L2.

@@ -1,6 +1,6 @@
 """Variants of the Hopper attention kernel, checked and timed against each other and the peers.
 
-    python tests/device/tune_attention_hopper.py [check] [64] [128] [192] [fp8] [only=n128,n176]
+    python tests/device/tune_attention_hopper.py [check] [64] [128] [192] [fp8] [only=shipped,n176]
 
 ``check`` first runs every variant with waits that trap instead of hanging. Each shape's variants
 are sampled in turn, as CUDA graphs, with the L2 emptied before each; TFLOP/s, the fastest first.
@@ -11,6 +11,8 @@ variant takes NVRTC some 7 s of one core, twice (causal, full), and twice more w
 from __future__ import annotations
 
 import functools
+import gc
+import random
 import statistics
 import sys
 import time
@@ -22,59 +24,33 @@ import torch
 
 from zenrepro.ops import nvrtc
 from zenrepro.ops.attention import torch_fa3, torch_fa3_package, torch_sdpa_cudnn
-from zenrepro.ops.attention.fa3_variant import Variant
+from zenrepro.ops.attention.fa3_variant import Variant, variant
 
 SHAPES = ((4, 4096, 32, 32), (1, 16384, 32, 32), (4, 4096, 32, 8))  # batch, length, heads, kv heads
 DIMS = {"64": (64, 64), "128": (128, 128), "192": (192, 128), "fp8": (128, 128)}
 BOUND = {torch.bfloat16: 5e-3, torch.float8_e4m3fn: 4e-2}
-SAMPLES = 6
+SAMPLES = 10
 
 
-def variants(name: str) -> dict[str, Variant]:
-    """Every choice away from one middle, one at a time, and the sizes of blocks."""
+def variants(name: str, causal: bool) -> dict[str, Variant]:
+    """The shipped choice, and what differs from it in one thing."""
     head_dim, value_dim = DIMS[name]
+    form = "fp8_e4m3" if name == "fp8" else "bf16"
+    best = variant(head_dim, value_dim, causal=causal, varlen=False, dtype=form)
+    found = {"shipped": best}
+    for n in {64: (96, 112), 128: (144, 160, 176), 192: (96, 112)}[head_dim]:
+        if name != "fp8":  # of many keys, Q does not fit the registers
+            found[f"n{n}"] = best._replace(block_n=n, q_registers=best.q_registers and n < 160)
     if name == "fp8":
-        middle = Variant(head_dim, value_dim, False, False, "E4M3", 2, 128, 2)
-        return {
-            "n128": middle, "n128-s3-q2": middle._replace(stages=3, q_stages=2),
-            "n128-drain": middle._replace(continuous=False),
-            "n128-poly4": middle._replace(polynomial=4),
-            "n192": middle._replace(block_n=192),
-            "n192-poly4": middle._replace(block_n=192, polynomial=4),
-            "n128-cluster": middle._replace(cluster=2, dynamic=False),
-            "n128-poly4-qr": middle._replace(polynomial=4, q_registers=True),
-        }  # fmt: skip
-    middle = Variant(head_dim, value_dim, False, False, "BF16", 2, 128, 4 if head_dim == 64 else 2)
-    widths = {64: (96, 128, 160, 192, 224), 128: (96, 128, 144, 160, 176), 192: (80, 96, 112, 128)}
-    found = {f"n{n}": middle._replace(block_n=n) for n in widths[head_dim]}
+        found["n128-s3-q2"] = best._replace(block_n=128, stages=3, q_stages=2)
+        found["s3"] = best._replace(stages=3)
     if head_dim == 64:
-        found["n224"] = found["n224"]._replace(stages=3)
-    plain: dict[str, dict[str, Any]] = {
-        "drain": {"continuous": False}, "eager": {"lazy_rescale": False},
-        "no-turns": {"ping_pong": False}, "static": {"dynamic": False},
-        "cluster": {"dynamic": False, "cluster": 2}, "poly4": {"polynomial": 4},
-        "qr": {"q_registers": True}, "split": {"split": True},
-    }  # fmt: skip
-    best = middle._replace(block_n={64: 128, 128: 128, 192: 112}[head_dim])
-    for name, change in plain.items():
-        found[f"n{best.block_n}-{name}"] = best._replace(**change)
-    if head_dim < 192:
-        found[f"n{best.block_n}-q2"] = best._replace(q_stages=2)
+        found["w2-n192"] = best._replace(warpgroups=2, block_n=192)
     else:
-        found["n96-q2"] = best._replace(block_n=96, q_stages=2)
-        found["n128-qr"] = best._replace(block_n=128, q_registers=True)
-    if head_dim == 64:
-        found["w3-n96"] = best._replace(warpgroups=3, block_n=96)
-        found["n128-s2"] = best._replace(stages=2)
-        found["n128-poly3"] = best._replace(polynomial=3)
-    if head_dim == 128:
-        found["n176-drain"] = best._replace(block_n=176, continuous=False)
-        found["n128-qr-split"] = best._replace(q_registers=True, split=True)
-        found["n144-qr"] = best._replace(block_n=144, q_registers=True)
-        found["n128-qr-cluster"] = best._replace(q_registers=True, cluster=2, dynamic=False)
-        for n in (160, 176):
-            found[f"n{n}-cluster"] = best._replace(block_n=n, cluster=2, dynamic=False)
-        found["n80-s3"] = best._replace(block_n=80, stages=3)
+        found["q-elsewhere"] = best._replace(q_registers=not best.q_registers)
+    if not causal:
+        found["whole"] = best._replace(split=False)
+    found["turns-otherwise"] = best._replace(ping_pong=not best.ping_pong)
     return found
 
 
@@ -124,6 +100,9 @@ def in_turn(calls: dict[str, Callable[[], Any]]) -> dict[str, float]:
     """Median microseconds."""
     flush = torch.empty(2**28, dtype=torch.uint8, device="cuda")
     graphs = {}
+    # A graph that the collector destroys while another is captured loses that capture.
+    gc.collect()
+    gc.disable()
     for name, call in calls.items():
         try:
             stream = torch.cuda.Stream()
@@ -136,9 +115,13 @@ def in_turn(calls: dict[str, Callable[[], Any]]) -> dict[str, float]:
             graphs[name] = (graph, held)
         except Exception as failure:  # noqa: BLE001  (one that cannot run must not stop the others)
             print(f"    {name}: {type(failure).__name__}: {str(failure).splitlines()[0][:160]}")
+    gc.enable()
     taken: dict[str, list[float]] = {name: [] for name in graphs}
+    order = list(graphs)
     for i in range(SAMPLES + 1):
-        for name, (graph, _) in graphs.items():
+        random.shuffle(order)  # what ran just before decides how far the clock has fallen
+        for name in order:
+            graph = graphs[name][0]
             flush.zero_()
             begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             begin.record()
@@ -157,15 +140,15 @@ def draw(B: int, T: int, S: int, H: int, Hkv: int, name: str) -> list[Any]:
     return [torch.randn(size, device="cuda").to(form) for size in sizes]
 
 
-def kept(name: str) -> dict[str, Variant]:
+def kept(name: str, causal: bool) -> dict[str, Variant]:
     """``variants``, or those of them that the command line names."""
     only = [word[5:].split(",") for word in sys.argv[1:] if word.startswith("only=")]
-    return {key: v for key, v in variants(name).items() if not only or key in only[0]}
+    return {key: v for key, v in variants(name, causal).items() if not only or key in only[0]}
 
 
 def check(name: str) -> None:
     guard: nvrtc.Defines = (("DEBUG_SPIN", 2_000_000),)
-    found = [v._replace(causal=causal) for v in kept(name).values() for causal in (False, True)]
+    found = [v for causal in (False, True) for v in kept(name, causal).values()]
     build([(v, guard) for v in found])
     plain = nvrtc.function
     try:
@@ -187,15 +170,24 @@ def check(name: str) -> None:
         nvrtc.function = plain
 
 
+def packed(q: Any, k: Any, v: Any, causal: bool) -> Callable[[], Any]:
+    """FlashAttention-3 with equal lengths: vLLM's build serves packed sequences alone."""
+    B, S = q.shape[:2]
+    at = torch.arange(0, (B + 1) * S, S, dtype=torch.int32, device="cuda")
+    return functools.partial(
+        torch_fa3_package.attention_varlen, *(x.flatten(0, 1) for x in (q, k, v)),
+        cu_seqlens_q=at, cu_seqlens_k=at, max_seqlen_q=S, max_seqlen_k=S, causal=causal,
+    )  # fmt: skip
+
+
 def tune(size: str) -> None:
-    found, dims = kept(size), DIMS[size]
-    build([(v._replace(causal=c), ()) for v in found.values() for c in (False, True)])
+    dims = DIMS[size]
+    build([(v, ()) for causal in (False, True) for v in kept(size, causal).values()])
     for B, S, H, Hkv in SHAPES:
         q, k, v = draw(B, S, S, H, Hkv, size)
         for causal in (False, True):
             calls: dict[str, Callable[[], Any]] = {}
-            for name, one in found.items():
-                chosen = one._replace(causal=causal)
+            for name, chosen in kept(size, causal).items():
                 off = error(chosen, q, k, v)
                 if not off < BOUND[q.dtype]:
                     print(f"    {name}: WRONG, {off:.1e}", flush=True)
@@ -203,12 +195,14 @@ def tune(size: str) -> None:
                 out = torch.empty(B, S, H, dims[1], device="cuda", dtype=torch.bfloat16)
                 run = functools.partial(torch_fa3.run, chosen, q, k, v, out)
                 calls[name] = functools.partial(run, scale=dims[0] ** -0.5)
-                if name == "n128":
-                    for heads in (4, 8, 32):
+                if name == "shipped":
+                    for heads in (H // Hkv, 8, 32):
                         few = {"scale": dims[0] ** -0.5, "heads_at_once": heads}
                         calls[f"{name}-heads{heads}"] = functools.partial(run, **few)
-            for name, peer in (("fa3", torch_fa3_package), ("cudnn", torch_sdpa_cudnn)):
-                calls[f"PEER {name}"] = functools.partial(peer.attention, q, k, v, causal=causal)
+            calls["PEER fa3"] = packed(q, k, v, causal)
+            if size != "fp8":
+                peer = torch_sdpa_cudnn.attention
+                calls["PEER cudnn"] = functools.partial(peer, q, k, v, causal=causal)
             flops = 2 * B * H * S * S * sum(dims) / (2 if causal else 1)
             order = sorted(in_turn(calls).items(), key=lambda item: item[1])
             print(

@@ -899,7 +899,6 @@ inline float __uint_as_float(u32 bits) { return __int_as_float(static_cast<int>(
 inline u32 __float_as_uint(float x) { return static_cast<u32>(__float_as_int(x)); }
 inline float __fdividef(float a, float b) { return a / b; }
 
-inline void hold_back(bool) {}
 
 // ---------------------------------------------------------------- words of memory
 
@@ -922,6 +921,9 @@ inline T load_l2(const T* address) {
     return *address;
 }
 inline uint4 load_once(const void* address) { return *static_cast<const uint4*>(address); }
+inline void store_if(void* address, uint4 x, bool condition) {
+    if (condition) *static_cast<uint4*>(address) = x;
+}
 inline void prefetch_l2(const void*) {}
 inline void wait_global(const u32* counter, u32 wanted) {
     host::pause_until([=] { return *static_cast<const volatile u32*>(counter) >= wanted; },
@@ -940,6 +942,9 @@ inline void mbarrier_init(u32 barrier, u32 arrivals) {
 }
 inline void mbarrier_init_fence() {}
 inline void mbarrier_arrive(u32 barrier) { host::arrive(barrier); }
+inline void mbarrier_arrive_if(u32 barrier, bool condition) {
+    if (condition) host::arrive(barrier);
+}
 inline void mbarrier_expect(u32 barrier, u32 bytes) { host::barrier(barrier).bytes += bytes; }
 inline void mbarrier_arrive_expect(u32 barrier, u32 bytes) {
     mbarrier_expect(barrier, bytes);
@@ -1133,7 +1138,6 @@ inline u32 swizzle64(u32 offset) { return offset ^ ((offset >> 3) & 0x30); }
 inline float exp2_fast(float x) { return std::exp2(x); }
 inline float log2_fast(float x) { return std::log2(x); }
 inline float reciprocal_fast(float x) { return 1.0f / x; }
-inline float maximum_nan(float x, float y) { return x != x || x > y ? x : y; }
 inline float infinity() { return std::numeric_limits<float>::infinity(); }
 inline float2 halves_to_floats(u32 halves) {
     return {host::from_f16(static_cast<u16>(halves)), host::from_f16(static_cast<u16>(halves >> 16))};

@@ -82,19 +82,14 @@ def test_tiny_and_large_scores(scaled: float) -> None:
 @pytest.mark.parametrize(
     ("chosen", "shape"),
     [
-        (
-            Variant(128, 128, False, False, "F16", 2, 80, 2, cluster=2, dynamic=False),
-            (1, 300, 333, 2, 1),
-        ),
+        (Variant(128, 128, False, False, "F16", 2, 80, 2), (1, 300, 333, 2, 1)),
         (Variant(192, 128, True, False, "BF16", 2, 112, 2, q_registers=True), (1, 150, 333, 2, 1)),
-        (
-            SMALL._replace(ping_pong=False, continuous=False, lazy_rescale=False, dynamic=False),
-            (2, 200, 300, 2, 1),
-        ),
+        (SMALL._replace(ping_pong=False), (2, 200, 300, 2, 1)),
+        (Variant(64, 64, True, False, "BF16", 3, 64, 2, 2), (1, 400, 300, 2, 1)),
         (SMALL._replace(causal=False, split=True), (1, 200, 600, 7, 1)),  # 14 tiles on 4: 2 cut
-        (SMALL._replace(dtype="E4M3", block_n=128, polynomial=4), (2, 200, 300, 2, 1)),
+        (SMALL._replace(dtype="E4M3", block_n=128), (2, 200, 300, 2, 1)),
     ],
-    ids=["128-fp16-cluster", "192-128-queries-in-registers", "plain", "split", "e4m3"],
+    ids=["128-fp16", "192-128-queries-in-registers", "no-turns", "three", "split", "e4m3"],
 )
 def test_sizes_and_schedules(chosen: Variant, shape: tuple[int, int, int, int, int]) -> None:
     assert worst(chosen, shape, mode="late") <= BOUND[DTYPES[chosen.dtype]]

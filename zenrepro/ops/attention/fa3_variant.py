@@ -30,13 +30,8 @@ class Variant(NamedTuple):
     q_stages: int = 1
     page_rows: int = 0  # of a page that one copy takes; 0: not paged
     ping_pong: bool = True
-    continuous: bool = True
-    lazy_rescale: bool = True
-    dynamic: bool = True
     split: bool = False
     q_registers: bool = False
-    cluster: int = 1
-    polynomial: int = 0
 
     @property
     def defines(self) -> nvrtc.Defines:
@@ -53,13 +48,8 @@ class Variant(NamedTuple):
             ("STAGES", self.stages),
             ("Q_STAGES", self.q_stages),
             ("PINGPONG", int(self.ping_pong)),
-            ("CONTINUOUS", int(self.continuous)),
-            ("LAZY_RESCALE", int(self.lazy_rescale)),
-            ("DYNAMIC", int(self.dynamic)),
             ("SPLIT", int(self.split and not self.causal)),
             ("Q_REGISTERS", int(self.q_registers)),
-            ("CLUSTER", self.cluster),
-            ("POLYNOMIAL", self.polynomial),
         )
 
     @property
@@ -86,10 +76,10 @@ class Variant(NamedTuple):
 def variant(head_dim: int, value_dim: int, *, causal: bool, varlen: bool, dtype: str) -> Variant:
     """The kernel for these sizes and this dtype ("bf16", "fp16" or "fp8_e4m3").
 
-    Blocks and stages are what registers and shared memory hold; none is measured yet
-    (``tests/device/tune_attention_hopper.py``). 128 keys divide the usual lengths, make a causal
-    tile's diagonal one block and leave room to have the next queries there before their turn; 176
-    read Q from shared memory less often.
+    Dense ones are chosen by measurement on an H200 (``tests/device/tune_attention_hopper.py``;
+    docs/LOG.md has the numbers); packed and paged ones are compiled as dense causal ones are. Two
+    warpgroups need to take turns where the exponentials bound them (a causal tile, 8 bits), three
+    (head size 64) always; at 192 they are faster without.
 
     Raises ValueError for sizes beyond the largest.
     """
@@ -108,13 +98,14 @@ def variant(head_dim: int, value_dim: int, *, causal: bool, varlen: bool, dtype:
             raise ValueError(
                 f"q: wants head_dim/value_dim that are multiples of 16, got {head_dim}/{value_dim}"
             )
-        return Variant(wide, out, causal, varlen, name, 2, 128, 3, 2)
-    block_n, stages, q_stages = {
-        (64, 64): (128, 4, 2),
-        (128, 128): (128, 2, 2) if causal or varlen else (176, 2, 1),
-        (192, 128): (128, 2, 1),
-    }[wide, out]
-    return Variant(wide, out, causal, varlen, name, 2, block_n, stages, q_stages)
+        return Variant(wide, out, causal, varlen, name, 2, 192, 2, split=not causal)
+    full = not causal and not varlen
+    plain = Variant(wide, out, causal, varlen, name, 2, 128, 2, split=full)
+    return {
+        64: plain._replace(warpgroups=3, stages=4),
+        128: plain._replace(q_registers=full, ping_pong=not full),
+        192: plain._replace(ping_pong=False),
+    }[wide]
 
 
 def split(chosen: Variant, tiles: int, blocks: int, cache_len: int) -> tuple[int, int]:

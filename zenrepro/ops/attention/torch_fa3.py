@@ -194,13 +194,13 @@ def run(
     if pages:
         cache_len = pages[0].shape[1] * key_rows
     sequences = offsets[0].shape[0] - 1 if offsets else batch
-    cluster = chosen.cluster
-    row_blocks = -(-query_len // (chosen.rows * cluster))
+    row_blocks = -(-query_len // chosen.rows)
     group = heads // kv_heads
     if heads_at_once is None:
-        # Heads that share keys count once.
+        # Heads that share keys count once. Without a mask one head's tiles, in step, read its keys
+        # once for several multiprocessors; with one, tiles of all lengths, the longest first.
         pair_bytes = max(cache_len, 1) * (chosen.head_dim + chosen.value_dim) * q.element_size()
-        heads_at_once = max(1, _L2_BYTES // pair_bytes) * group
+        heads_at_once = (max(1, _L2_BYTES // pair_bytes) if chosen.causal else 1) * group
     tiles = sequences * heads * row_blocks
     given = _Arguments(
         output=out.data_ptr(),
@@ -227,25 +227,25 @@ def run(
         scale_log2=scale * math.log2(math.e),
         value_scale=value_scale,
     )
-    blocks = min(tiles, _processors(q.device.index) // cluster)
+    blocks = min(tiles, _processors(q.device.index))
     given.split_tiles, given.parts = split(chosen, tiles, blocks, cache_len)
     with torch.cuda.device(q.device):
         stream = torch.cuda.current_stream().cuda_stream
-        counters = tile_counters.take(q.device.index, stream) if chosen.dynamic else None
-        given.counters = counters.data_ptr() if counters is not None else 0
+        counters = tile_counters.take(q.device.index, stream)
+        given.counters = counters.data_ptr()
         if given.split_tiles:
             floats = chosen.warpgroups * (chosen.value_dim // 2 + 4) * 128
             partials = torch.empty(
                 given.split_tiles * given.parts, floats, dtype=torch.float32, device=q.device
             )
             given.partials = partials.data_ptr()
-        key_box = chosen.page_rows or chosen.block_n // cluster
+        key_box = chosen.page_rows or chosen.block_n
         if chosen.dtype == "E4M3":
             transposed = _transposed(v, stream)
             width = 128 if chosen.block_n % 128 == 0 else 64
             values = nvrtc.tensor_map(
                 transposed.data_ptr(), "uint8", transposed.shape[::-1],
-                transposed.stride()[2::-1], (width, chosen.value_dim // cluster, 1, 1),
+                transposed.stride()[2::-1], (width, chosen.value_dim, 1, 1),
                 swizzle=width,
             )  # fmt: skip
         else:
@@ -253,12 +253,11 @@ def run(
         kernel = nvrtc.function(SOURCE, KERNEL, defines=chosen.defines)
         nvrtc.launch(
             kernel,
-            (blocks * cluster, 1, 1),
+            (blocks, 1, 1),
             (chosen.threads, 1, 1),
             chosen.shared_bytes,
             stream,
             [_tiles(q, 64), _tiles(k, key_box), values, given],
-            cluster=(cluster, 1, 1) if cluster > 1 else None,
         )
 
 
