@@ -61,8 +61,12 @@ def test_memory_is_read_in_one_pass(seen: dict[str, watching.Seen]) -> None:
         assert "passes a kernel: 1 for memory," in str(one.method), name
 
 
-@pytest.mark.parametrize(("name", "most"), [("sdpa_flash", 1.6), ("fa2", 1.05), ("fa3", 1.05)])
-def test_tiles_leave_scores_on_chip(seen: dict[str, watching.Seen], name: str, most: float) -> None:
+@pytest.mark.parametrize(
+    ("name", "most", "rows"), [("sdpa_flash", 1.6, 128), ("fa2", 1.05, 64), ("fa3", 1.05, 128)]
+)
+def test_tiles_leave_scores_on_chip(
+    seen: dict[str, watching.Seen], name: str, most: float, rows: int
+) -> None:
     """Device memory sees what must move and little more; the multiprocessors all of the tiles.
 
     On an H200 ours move 1.00 to 1.02 of it (reads to 0.1 %; what was written before, up to 0.4 MB
@@ -77,9 +81,9 @@ def test_tiles_leave_scores_on_chip(seen: dict[str, watching.Seen], name: str, m
         assert least * 0.98 < moved < least * most
     tiles = counts.tiled_attention(
         batch=1, query_len=LENGTH, cache_len=LENGTH, heads=HEADS, kv_heads=HEADS, head_dim=DIM,
-        value_dim=DIM, causal=False, dtype="bf16", rows=128,
+        value_dim=DIM, causal=False, dtype="bf16", rows=rows,
     )  # fmt: skip
-    # An implementation may hold more rows than 128, and share reads between multiprocessors.
+    # Reads may be shared between multiprocessors.
     assert max(seen[name].arrived_bytes) < tiles * 1.3
     assert min(seen[name].arrived_bytes) > least
 

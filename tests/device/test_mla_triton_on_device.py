@@ -22,7 +22,8 @@ pytestmark = pytest.mark.device
 EVERY = (*CASES["smoke"], *CONTRACT)
 LONG = (
     "full_128_24_4096", "full_64_40_4096", "full_1_16_131072", "full_1_16_131072_fp8",
-    "full_64_16_4096_8", "full_64_64_4096_ragged", "full_128_16_4096_fp8", "full_chunk_128",
+    "full_64_16_4096_8", "full_64_64_4096_ragged", "full_128_16_4096_fp8", "full_64_64_4096_fp8",
+    "full_64_128_4096_fp8", "full_chunk_128",
 )  # fmt: skip
 
 

@@ -35,7 +35,7 @@ SHAPES = (
 )  # fmt: skip
 HOPPER = {
     False: (
-        Cut(16, 64, 4, 2, 2), Cut(16, 64, 4, 2, 2, 1), Cut(16, 64, 8, 2, 2),
+        Cut(16, 64, 4, 2, 2), Cut(16, 64, 4, 2, 2, 1), Cut(16, 64, 8, 2, 1),
         Cut(16, 32, 4, 3, 2, 1), Cut(32, 64, 4, 2, 2), Cut(32, 64, 4, 2, 2, 1),
         Cut(32, 64, 8, 2, 1, 1), Cut(64, 64, 8, 2, 1, 1), Cut(64, 64, 8, 2, 1, 2),
     ),
@@ -142,13 +142,16 @@ def build(part: int) -> None:
     torch.cuda.synchronize()
 
 
+def described(q: torch.Tensor, cache: torch.Tensor, table: torch.Tensor) -> Any:
+    return torch_triton.arguments.Decode(
+        q.shape[0], 1, q.shape[2], cache.shape[0], table.shape[1], cache.dtype == torch.uint8, SCALE
+    )
+
+
 def run(given: Any, cut: Cut) -> Any:
     q, cache, table, lengths = given
     multiprocessors = torch_triton.machine(q.device)[1]
-    shape = torch_triton.arguments.Decode(
-        q.shape[0], 1, q.shape[2], cache.shape[0], table.shape[1], cache.dtype == torch.uint8, SCALE
-    )
-    plan = torch_triton.schedule(cut, shape, multiprocessors)
+    plan = torch_triton.schedule(cut, described(q, cache, table), multiprocessors)
     return torch_triton.launch(q, cache, table, lengths, SCALE, cut, plan)
 
 
@@ -166,8 +169,8 @@ def compare(batch: int, heads: int, length: int, fp8: bool, flush: torch.Tensor)
     """A line: every candidate's microseconds on one shape, checked."""
     given = drawn(batch, heads, length, fp8)
     wanted = right(*given[:3], batch - 1)
-    capability = torch_triton.machine(flush.device)[0]
-    chosen = torch_triton.configuration(capability, heads, fp8)
+    shape = described(*given[:3])
+    chosen, _ = torch_triton.chosen(shape, *torch_triton.machine(given[0].device))
     found = []
     for cut in of(heads, fp8):
         call = functools.partial(run, given, cut)

@@ -308,8 +308,10 @@ def cuts(capability: int) -> list[tuple[str, bool, Any]]:
         for fp8, table in torch_triton.CONFIGURATIONS[card].items()
         for _, cut in table
     ]
+    few = torch_triton.FEW.get(card, {})
     return [
         *decoding,
+        *(("mla_decode", fp8, cut) for fp8, cut in few.items()),
         *(("mla_prefill", False, cut) for _, cut in torch_fused.CONFIGURATIONS[card]),
     ]
 
@@ -357,3 +359,17 @@ def test_cards_that_the_table_does_not_name_get_what_needs_least() -> None:
             cut = torch_triton.configuration((7, 5), rows, fp8)
             assert cut == torch_triton.configuration((8, 6), rows, fp8)
             assert cut.rows == (16 if rows <= 16 else 32)
+
+
+def test_little_work_is_cut_small() -> None:
+    from zenrepro.ops.mla import arguments, torch_triton
+
+    def rows(batch: int, heads: int, pages: int, card: tuple[int, int] = (9, 0)) -> int:
+        shape = arguments.Decode(batch, 1, heads, 9999, pages, False, 1.0)
+        return torch_triton.chosen(shape, card, 132)[0].rows
+
+    assert rows(1, 24, 64) == 16
+    assert rows(1, 64, 64) == 16
+    assert rows(1, 64, 67) == 64
+    assert rows(8, 24, 64) == 32
+    assert rows(1, 24, 64, (8, 0)) == 32  # not measured there

@@ -123,13 +123,11 @@ def decode_projected(
     _check_device(q)
     absorbed = q.new_empty(batch, tokens, heads, ROW)
     shape = torch_triton.check(absorbed, cache, block_table, cache_seqlens, scale)
-    capability, multiprocessors = torch_triton.machine(q.device)
-    cut = torch_triton.configuration(capability, tokens * heads, shape.fp8)
-    plan = torch_triton.schedule(cut, shape, multiprocessors)
+    plan = torch_triton.chosen(shape, *torch_triton.machine(q.device))
     with torch_triton.on(q.device):
         absorb(q, w_uk, absorbed)
         latent = torch_triton.launch(
-            absorbed, cache, block_table, cache_seqlens, shape.scale, cut, plan
+            absorbed, cache, block_table, cache_seqlens, shape.scale, *plan
         )
         return project(latent, w_uv)
 

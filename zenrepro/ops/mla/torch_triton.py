@@ -40,13 +40,13 @@ class Schedule(NamedTuple):
 Table = dict[bool, tuple[tuple[int, Configuration], ...]]
 
 # By compute capability, then whether the cache is FP8: (most query rows of a sequence, how to cut),
-# smallest first; the last serves all. Chosen by what the compiler answers, not by measurement:
+# smallest first; the last serves all. HOPPER was timed on an H200 (tests/device/tune_mla_triton.py,
+# docs/decisions/mla-triton.md). The others were chosen by what the compiler answers, not by
+# measurement:
 # - shared memory of a block (163 KB on sm_80 and sm_87, 99 KB on sm_86, sm_89 and sm_120, 227 KB on
 #   sm_90), 64 K registers a multiprocessor, next to no spills inside the loop;
 # - loads that go on while a tile is computed: by a second program, or by a second buffer;
-# - few warps, since with ``mma`` each reads all of the queries from shared memory for every tile:
-#   32 rows and 64 keys read 467 KB with 8 warps, 303 KB with 4. At 128 bytes a cycle that is 3650
-#   and 2370 cycles of the 3970 in which an H200's multiprocessor gets its share of such a tile.
+# - few warps, since with ``mma`` each reads all of the queries from shared memory for every tile.
 AMPERE: Table = {
     False: (
         (16, Configuration(16, 32, 4, 2, 2)),
@@ -73,6 +73,11 @@ HOPPER: Table = {
         (0, Configuration(64, 64, 8, 2, 1, 2)),
     ),
 }
+# Where the whole batch has no more than two tiles of 16 rows and 64 keys for a multiprocessor:
+# small tiles, so that more of them have one (19.6 in place of 26.7 µs at 1 x 24 heads x 4096).
+FEW: dict[tuple[int, int], dict[bool, Configuration]] = {
+    (9, 0): {False: Configuration(16, 64, 8, 2, 1), True: Configuration(16, 32, 4, 2, 2, 1)}
+}
 CONFIGURATIONS: dict[tuple[int, int], Table] = {
     (8, 0): AMPERE, (8, 6): SMALL_SHARED, (8, 7): AMPERE, (8, 9): SMALL_SHARED, (9, 0): HOPPER,
     (10, 0): AMPERE, (10, 3): AMPERE, (12, 0): SMALL_SHARED, (12, 1): SMALL_SHARED,
@@ -97,11 +102,20 @@ def decode(
     Rows that see no key give zeros. Raises ValueError for arguments that do not fit.
     """
     shape = check(q, cache, block_table, cache_seqlens, scale)
-    capability, multiprocessors = machine(q.device)
-    cut = configuration(capability, shape.query_len * shape.heads, shape.fp8)
-    plan = schedule(cut, shape, multiprocessors)
     with on(q.device):
-        return launch(q, cache, block_table, cache_seqlens, shape.scale, cut, plan)
+        return launch(
+            q, cache, block_table, cache_seqlens, shape.scale, *chosen(shape, *machine(q.device))
+        )
+
+
+def chosen(
+    shape: arguments.Decode, capability: tuple[int, int], multiprocessors: int
+) -> tuple[Configuration, Schedule]:
+    """How to cut a call, and how to deal its tiles out."""
+    rows = shape.query_len * shape.heads
+    few = shape.batch * shape.width * -(-rows // 16) <= 2 * multiprocessors
+    cut = configuration(capability, rows, shape.fp8, few)
+    return cut, schedule(cut, shape, multiprocessors)
 
 
 def on(device: torch.device) -> AbstractContextManager[Any]:
@@ -159,9 +173,13 @@ def machine(device: torch.device) -> tuple[tuple[int, int], int]:
     return (properties.major, properties.minor), properties.multi_processor_count
 
 
-def configuration(capability: tuple[int, int], rows: int, fp8: bool) -> Configuration:
-    """How to cut ``rows`` query rows of a sequence (T x H). A card that the table does not name
-    gets what needs least shared memory."""
+def configuration(
+    capability: tuple[int, int], rows: int, fp8: bool, few: bool = False
+) -> Configuration:
+    """How to cut ``rows`` query rows of a sequence (T x H); ``few``: tiles, see FEW. A card that
+    the table does not name gets what needs least shared memory."""
+    if few and capability in FEW:
+        return FEW[capability][fp8]
     table = CONFIGURATIONS.get(capability, SMALL_SHARED)[fp8]
     return next((cut for most, cut in table if rows <= most), table[-1][1])
 
