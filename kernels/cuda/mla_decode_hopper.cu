@@ -8,27 +8,33 @@
 //               softmax, and hands P, the new maxima and the rescaling to the other one. Each
 //               accumulates 256 of the 512 output columns: O = O * alpha + P V.
 //
-// A page's columns are given back as soon as they are read (rotary part after S; each half of the
-// latent after its P V), so that the next loads are under way while the rest is computed.
+// A page's chunks are given back as soon as they are read (rotary part after S; those of the latent
+// one by one as P V goes through them), so that the next loads are under way while the rest is
+// computed.
 //
 // Which block does what is worked out in the kernel from cache_seqlens (see plan). A sequence that
 // is split leaves fp32 parts; each of its blocks then waits for the others and combines its own
-// share of the output in a fixed order: no second launch, and bit-identical results.
+// share of the output in a fixed order: no second launch, and bit-identical results. Where two share
+// a sequence, each keeps half of its columns in registers and leaves the other half alone.
 //
 // Shah et al., FlashAttention-3 (arXiv 2407.08608), for the machinery; DeepSeek-AI, DeepSeek-V2
 // (arXiv 2405.04434), for absorption; Dao et al., Flash-Decoding (2023), for the split.
 //
 // -DFP8=1: rows of 656 bytes (512 e4m3, 4 fp32 scales, 64 rotary columns in bf16). The producer is
 // then a warpgroup that brings the latent through registers and stores it as bf16.
-// -DEAGER=1: the order of work for few bytes and many products; see consume.
+// -DFIRST=n: n chunks of the next page's scores come before the values of this one; see consume.
+// -DVALUES=64, 128 or 256: columns of a product with values.
 // -DSTART_COST, -DSNAP: of the plan.
 #include "hopper.cuh"
 
 #ifndef FP8
 #define FP8 0
 #endif
-#ifndef EAGER
-#define EAGER 0
+#ifndef FIRST
+#define FIRST 0
+#endif
+#ifndef VALUES
+#define VALUES (FP8 ? 128 : 64)
 #endif
 
 namespace {
@@ -46,6 +52,12 @@ constexpr int FP8_ROW_BYTES = LATENT + 4 * 4 + 2 * 64;  // e4m3, a scale for 128
 constexpr int THREADS = 384;
 constexpr int CONSUMERS = 256;
 
+// The order in which chunks are brought and multiplied: rotary part first. With scores ahead, the
+// others as the two warpgroups give them back.
+DEVICE constexpr int chunk_at(int i) {
+    return i == 0 ? ROTARY : FIRST ? (i - 1) / 2 + (i - 1) % 2 * 4 : i - 1;
+}
+
 // Shared memory, bytes from its start.
 constexpr u32 KV_AT = 0;
 constexpr u32 Q_AT = KV_AT + 2 * PAGE_BYTES;
@@ -54,8 +66,8 @@ constexpr u32 MAXIMA_AT = P_AT + CHUNK_BYTES;  // [64] running maximum of a row,
 constexpr u32 ALPHA_AT = MAXIMA_AT + 256;      // [64] what O is multiplied by before this page
 constexpr u32 SUMS_AT = ALPHA_AT + 256;        // [2][64] row sums of each warpgroup's pages
 constexpr u32 FULL_AT = SUMS_AT + 512;         // [2][9] a chunk has landed
-constexpr u32 EMPTY_AT = FULL_AT + 2 * CHUNKS * 8;  // [2][3] left half, right half, rotary: read
-constexpr u32 Q_FULL_AT = EMPTY_AT + 2 * 3 * 8;
+constexpr u32 EMPTY_AT = FULL_AT + 2 * CHUNKS * 8;  // [2][9] a chunk has been read
+constexpr u32 Q_FULL_AT = EMPTY_AT + 2 * CHUNKS * 8;
 constexpr u32 Q_EMPTY_AT = Q_FULL_AT + 8;
 constexpr u32 PUBLISHED_AT = Q_EMPTY_AT + 8;  // [2] a warpgroup has written P
 constexpr u32 PLAN_AT = PUBLISHED_AT + 16;
@@ -95,6 +107,7 @@ struct Plan {
     int first_splits, first_index, first_block;
     int last_splits, last_index, last_block;
     int ragged;  // sequences of unlike page counts
+    int pieces;  // every block has one piece of one sequence
 };
 
 DEVICE int cache_length(const Problem& problem, int sequence) {
@@ -111,6 +124,7 @@ static_assert(SHARED_BYTES == WANTED_SHARED_BYTES, "shared memory");
 static_assert(sizeof(Problem) == WANTED_PROBLEM_BYTES, "layout of Problem");
 #endif
 
+
 // ---------------------------------------------------------------- plan
 
 // What a sequence costs besides its pages, in pages: queries, first loads, output.
@@ -123,39 +137,28 @@ static_assert(sizeof(Problem) == WANTED_PROBLEM_BYTES, "layout of Problem");
 #endif
 constexpr int TRIALS = 4;
 
-struct Sums {
-    int v[TRIALS];
-};
+// Two sums at once: 32 bits each, or four of 16 bits.
+DEVICE u64 pair(u32 low, u32 high) { return static_cast<u64>(high) << 32 | low; }
 
-// Sum over the block, and over the threads before this one.
-DEVICE void block_scan(Sums& mine, Sums& total, int* scratch, int warp, int lane) {
-    Sums inclusive = mine;
-#pragma unroll
+DEVICE u64 warp_scan(u64 x, int lane) {
+#pragma unroll 1
     for (int step = 1; step < 32; step *= 2) {
-#pragma unroll
-        for (int k = 0; k < TRIALS; ++k) {
-            int other = __shfl_up_sync(0xffffffffu, inclusive.v[k], step);
-            if (lane >= step) inclusive.v[k] += other;
-        }
+        const u64 other = __shfl_up_sync(0xffffffffu, x, step);
+        if (lane >= step) x += other;
     }
-    __syncthreads();  // scratch may still be read
-    if (lane == 31) {
-#pragma unroll
-        for (int k = 0; k < TRIALS; ++k) scratch[warp * TRIALS + k] = inclusive.v[k];
-    }
-    __syncthreads();
-#pragma unroll
-    for (int k = 0; k < TRIALS; ++k) {
-        int before = 0;
-        total.v[k] = 0;
-#pragma unroll
-        for (int w = 0; w < THREADS / 32; ++w) {
-            int sum = scratch[w * TRIALS + k];
-            if (w < warp) before += sum;
-            total.v[k] += sum;
-        }
-        mine.v[k] = before + inclusive.v[k] - mine.v[k];
-    }
+    return x;
+}
+
+// Sum over the threads of the block before this one; over all of them.
+DEVICE u64 block_scan(u64 mine, u64* total, u64* scratch, int warp, int lane) {
+    const u64 inclusive = warp_scan(mine, lane);
+    barrier_wait(BOTH, CONSUMERS);  // scratch may still be read
+    if (lane == 31) scratch[warp] = inclusive;
+    barrier_wait(BOTH, CONSUMERS);
+    const u64 warps = warp_scan(lane < CONSUMERS / 32 ? scratch[lane] : 0, lane);
+    *total = __shfl_sync(0xffffffffu, warps, 31);
+    const u64 before = __shfl_sync(0xffffffffu, warps, max(warp - 1, 0));
+    return (warp == 0 ? 0 : before) + inclusive - mine;
 }
 
 // Pages of a sequence that lie before `cost` on the line on which sequences follow each other,
@@ -167,83 +170,90 @@ DEVICE int pages_before(int cost, int start, int pages) {
     return n;
 }
 
+DEVICE int splits_of(int pages, float pieces_a_page) {
+    return static_cast<int>(ceilf(static_cast<float>(pages) * pieces_a_page));
+}
+
 // Two ways to divide. Where it fits, every block gets one equal piece of one sequence: tried with
 // pieces a little longer than the mean, so that no sequence is split that need not be. Else
 // the line of all sequences is cut in even lengths.
-DEVICE void make_plan(const Problem& problem, int block, int blocks, Plan* plan, int* scratch) {
+//
+// The consumers' threads do this. Every block does it for itself, with a cold instruction cache.
+DEVICE void make_plan(const Problem& problem, int block, int blocks, Plan* plan, void* memory) {
+    u64* scratch = static_cast<u64*>(memory);
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    const int each = (problem.batch + THREADS - 1) / THREADS;
+    const int each = (problem.batch + CONSUMERS - 1) / CONSUMERS;
     const int begin = min(static_cast<int>(threadIdx.x) * each, problem.batch);
     const int end = min(begin + each, problem.batch);
 
     if (threadIdx.x == 0) {
         plan->first = problem.batch;
         plan->last = -1;
-        plan->ragged = 0;
+        plan->ragged = plan->pieces = 0;
         plan->first_splits = plan->last_splits = 1;
     }
-    Sums mine = {}, total;
+    u64 mine = 0, total;
     int longest = 0;
+#pragma unroll 1
     for (int i = begin; i < end; ++i) {
-        int pages = page_count(cache_length(problem, i));
-        mine.v[0] += pages;
-        mine.v[1] += pages > 0;
+        const int pages = page_count(cache_length(problem, i));
+        mine += pair(pages, pages > 0);
         longest = max(longest, pages);
     }
-    block_scan(mine, total, scratch, warp, lane);
-    const int pages_total = total.v[0], count = total.v[1];
-    int start = mine.v[0] + START_COST * mine.v[1];  // of this thread's sequences, on the line
+    mine = block_scan(mine, &total, scratch, warp, lane);
+    const int pages_total = static_cast<int>(total), count = static_cast<int>(total >> 32);
+    // Of this thread's sequences, on the line.
+    const int start = static_cast<int>(mine) + START_COST * static_cast<int>(mine >> 32);
     if (pages_total == 0) return;
-    if (longest * count > pages_total) plan->ragged = 1;
-    __syncthreads();
 
-    int trial = -1;
-    float piece = 0;
     if (count <= blocks) {
-        const float mean = static_cast<float>(pages_total) / static_cast<float>(blocks);
-        const float factors[TRIALS] = {1.001f, 1.04f, 1.1f, 1.18f};
-#pragma unroll
-        for (int k = 0; k < TRIALS; ++k) mine.v[k] = 0;
+        // At most blocks + count pieces: 16 bits do.
+        const float mean = __fdividef(static_cast<float>(blocks), static_cast<float>(pages_total));
+        const float factors[TRIALS] = {1 / 1.001f, 1 / 1.04f, 1 / 1.1f, 1 / 1.18f};
+        mine = 0;
+#pragma unroll 1
         for (int i = begin; i < end; ++i) {
-            float pages = static_cast<float>(page_count(cache_length(problem, i)));
+            const int pages = page_count(cache_length(problem, i));
 #pragma unroll
             for (int k = 0; k < TRIALS; ++k) {
-                mine.v[k] += static_cast<int>(ceilf(pages / fmaxf(mean * factors[k], 1.0f)));
+                mine += static_cast<u64>(splits_of(pages, fminf(mean * factors[k], 1.0f)))
+                        << (16 * k);
             }
         }
-        block_scan(mine, total, scratch, warp, lane);
+        mine = block_scan(mine, &total, scratch, warp, lane);
+        int base = -1;
+        float pieces_a_page = 0;
 #pragma unroll
         for (int k = TRIALS - 1; k >= 0; --k) {
-            if (total.v[k] <= blocks) {
-                trial = k;
-                piece = fmaxf(mean * factors[k], 1.0f);
+            if (static_cast<int>(total >> (16 * k) & 0xffff) <= blocks) {
+                base = static_cast<int>(mine >> (16 * k) & 0xffff);
+                pieces_a_page = fminf(mean * factors[k], 1.0f);
             }
         }
-    }
-    if (trial >= 0) {
-        int base = 0;
-#pragma unroll
-        for (int k = 0; k < TRIALS; ++k) {
-            if (k == trial) base = mine.v[k];
-        }
-        for (int i = begin; i < end; ++i) {
-            int pages = page_count(cache_length(problem, i));
-            int splits = static_cast<int>(ceilf(static_cast<float>(pages) / piece));
-            int index = block - base;
-            if (index >= 0 && index < splits) {
-                plan->first = plan->last = i;
-                plan->first_page = index * pages / splits;
-                plan->last_end = (index + 1) * pages / splits;
-                plan->first_splits = splits;
-                plan->first_index = index;
-                plan->first_block = base;
+        if (base >= 0) {
+#pragma unroll 1
+            for (int i = begin; i < end; ++i) {
+                const int pages = page_count(cache_length(problem, i));
+                const int splits = splits_of(pages, pieces_a_page);
+                const u32 index = block - base;
+                if (index < static_cast<u32>(splits)) {
+                    plan->first = plan->last = i;
+                    plan->first_page = index * pages / static_cast<u32>(splits);
+                    plan->last_end = (index + 1) * pages / static_cast<u32>(splits);
+                    plan->first_splits = splits;
+                    plan->first_index = index;
+                    plan->first_block = base;
+                    plan->pieces = 1;
+                }
+                base += splits;
             }
-            base += splits;
+            barrier_wait(BOTH, CONSUMERS);
+            return;
         }
-        __syncthreads();
-        return;
     }
 
+    if (longest * count > pages_total) plan->ragged = 1;
+    barrier_wait(BOTH, CONSUMERS);
     int cost = pages_total + START_COST * count;
     int share = (cost + blocks - 1) / blocks;
     if (!plan->ragged) {  // whole sequences for every block, if that is hardly longer
@@ -253,6 +263,7 @@ DEVICE void make_plan(const Problem& problem, int block, int blocks, Plan* plan,
     }
     // The first and last sequence of this block, then their details by the threads that hold them.
     int at = start;
+#pragma unroll 1
     for (int i = begin; i < end; ++i) {
         int pages = page_count(cache_length(problem, i));
         if (pages == 0) continue;
@@ -264,8 +275,9 @@ DEVICE void make_plan(const Problem& problem, int block, int blocks, Plan* plan,
         }
         at += pages + START_COST;
     }
-    __syncthreads();
+    barrier_wait(BOTH, CONSUMERS);
     at = start;
+#pragma unroll 1
     for (int i = begin; i < end; ++i) {
         int pages = page_count(cache_length(problem, i));
         if (pages == 0) continue;
@@ -273,8 +285,10 @@ DEVICE void make_plan(const Problem& problem, int block, int blocks, Plan* plan,
             int from = pages_before(block * share, at, pages);
             int to = block + 1 == blocks ? pages : pages_before((block + 1) * share, at, pages);
             int head = min(at / share, blocks - 1);
+#pragma unroll 1
             while (head + 1 < blocks && pages_before((head + 1) * share, at, pages) == 0) ++head;
             int tail = head;
+#pragma unroll 1
             while (tail + 1 < blocks && pages_before((tail + 1) * share, at, pages) < pages) ++tail;
             if (i == plan->first) {
                 plan->first_page = from;
@@ -291,7 +305,7 @@ DEVICE void make_plan(const Problem& problem, int block, int blocks, Plan* plan,
         }
         at += pages + START_COST;
     }
-    __syncthreads();
+    barrier_wait(BOTH, CONSUMERS);
 }
 
 // Where a block leaves its part of a shared sequence: a sequence's first part is its block's last
@@ -326,16 +340,6 @@ DEVICE uint4 transpose_quad(const u32 (&words)[4], int lane) {
     a = high ? ac : a, c = high ? c : ac;
     b = high ? bd : b, d = high ? d : bd;
     return make_uint4(a, b, c, d);
-}
-
-DEVICE void multiply(float (&o)[128], float alpha0, float alpha1) {
-#pragma unroll
-    for (int i = 0; i < 128; i += 4) {
-        o[i] *= alpha0;
-        o[i + 1] *= alpha0;
-        o[i + 2] *= alpha1;
-        o[i + 3] *= alpha1;
-    }
 }
 
 // ---------------------------------------------------------------- combination
@@ -387,6 +391,7 @@ DEVICE void add(float4& sum, float weight, float4 x) {
 // The weight of every part in rows first_row .. first_row + row_count - 1: [row][split].
 DEVICE void weigh_parts(const Problem& problem, float* weights, int tile, int tiles, int splits,
                         int first_block, int first_row, int row_count, int warp, int lane) {
+#pragma unroll 1
     for (int r = warp; r < row_count; r += CONSUMERS / 32) {
         float2 part[LANE_PARTS];  // maximum, sum
         float maximum = -infinity();
@@ -457,19 +462,20 @@ DEVICE void combine(const Problem& problem, char* shared, int sequence, int tile
     int width = CONSUMERS;
     while (width / 2 >= end - begin && width > 8) width /= 2;
     const int groups = CONSUMERS / width;
+    const int group = thread / width, item = begin + thread % width;
+    const bool mine = item < end;
+    float4 early[EARLY];
     if (groups > 1) {
-        const int group = thread / width, item = begin + thread % width;
-        const bool mine = item < end;
-        float4 early[EARLY];
 #pragma unroll
         for (int j = 0; j < EARLY; ++j) {
             const int k = group + j * groups;
             early[j] = make_float4(0, 0, 0, 0);
             if (mine && k < splits) early[j] = part_of(item, k);
         }
-        weigh_parts(problem, weights, tile, tiles, splits, first_block, first_row, row_count, warp,
-                    lane);
-        barrier_wait(BOTH, CONSUMERS);
+    }
+    weigh_parts(problem, weights, tile, tiles, splits, first_block, first_row, row_count, warp, lane);
+    barrier_wait(BOTH, CONSUMERS);
+    if (groups > 1) {
         float4 sum = make_float4(0, 0, 0, 0);
         if (mine) {
 #pragma unroll
@@ -477,6 +483,7 @@ DEVICE void combine(const Problem& problem, char* shared, int sequence, int tile
                 const int k = group + j * groups;
                 if (k < splits) add(sum, weight_of(item, k), early[j]);
             }
+#pragma unroll 1
             for (int k = group + EARLY * groups; k < splits; k += groups) {
                 add(sum, weight_of(item, k), part_of(item, k));
             }
@@ -485,16 +492,15 @@ DEVICE void combine(const Problem& problem, char* shared, int sequence, int tile
         scratch[thread] = sum;
         barrier_wait(BOTH, CONSUMERS);
         if (mine && group == 0) {
+#pragma unroll 1
             for (int k = 1; k < groups; ++k) add(sum, 1, scratch[thread + k * width]);
             store(item, sum);
         }
     } else {
-        weigh_parts(problem, weights, tile, tiles, splits, first_block, first_row, row_count, warp,
-                    lane);
-        barrier_wait(BOTH, CONSUMERS);
+#pragma unroll 1
         for (int base = begin + thread; base < end; base += AT_ONCE * CONSUMERS) {
             float4 sum[AT_ONCE] = {};
-#pragma unroll 4
+#pragma unroll 2
             for (int k = 0; k < splits; ++k) {
                 float4 x[AT_ONCE];
 #pragma unroll
@@ -574,17 +580,14 @@ DEVICE void produce(const Problem& problem, const TensorMap* q_map, const Tensor
         const u32 buffer = step & 1, parity = (step >> 1) & 1;
         const u32 kv = shared + KV_AT + buffer * PAGE_BYTES;
         const u32 full = shared + FULL_AT + buffer * CHUNKS * 8;
-        const u32 empty = shared + EMPTY_AT + buffer * 3 * 8;
-        auto load = [&](int c) {
-            mbarrier_arrive_expect(full + c * 8, CHUNK_BYTES);
-            tma_load(kv + c * CHUNK_BYTES, kv_map, full + c * 8, policy, c * CHUNK, 0, walk.id);
-        };
-        mbarrier_wait(empty + 2 * 8, parity ^ 1);
-        if (lane == 0) load(ROTARY);
-        for (int half = 0; half < 2; ++half) {
-            mbarrier_wait(empty + half * 8, parity ^ 1);
+        const u32 empty = shared + EMPTY_AT + buffer * CHUNKS * 8;
+#pragma unroll
+        for (int i = 0; i < CHUNKS; ++i) {
+            const int c = chunk_at(i);
+            mbarrier_wait(empty + c * 8, parity ^ 1);
             if (lane == 0) {
-                for (int c = 0; c < 4; ++c) load(half * 4 + c);
+                mbarrier_arrive_expect(full + c * 8, CHUNK_BYTES);
+                tma_load(kv + c * CHUNK_BYTES, kv_map, full + c * 8, policy, c * CHUNK, 0, walk.id);
             }
         }
         __syncwarp();
@@ -657,12 +660,12 @@ DEVICE void produce_fp8(const Problem& problem, const TensorMap* q_map,
         const u32 buffer = step & 1, parity = (step >> 1) & 1;
         const u32 kv = shared + KV_AT + buffer * PAGE_BYTES;
         const u32 full = shared + FULL_AT + buffer * CHUNKS * 8;
-        const u32 empty = shared + EMPTY_AT + buffer * 3 * 8;
+        const u32 empty = shared + EMPTY_AT + buffer * CHUNKS * 8;
         if (walk.fresh) {
             mbarrier_wait(shared + Q_EMPTY_AT, (segment++ & 1) ^ 1);
             if (warp == 0 && lane == 0) load_queries(q_map, shared, tile, walk.sequence);
         }
-        mbarrier_wait(empty + 2 * 8, parity ^ 1);
+        mbarrier_wait(empty + ROTARY * 8, parity ^ 1);
         if (warp == 0 && lane == 0) {
             mbarrier_arrive_expect(full + ROTARY * 8, CHUNK_BYTES);
             tma_load(kv + ROTARY * CHUNK_BYTES, rotary_map, full + ROTARY * 8, policy, 0, 0,
@@ -673,7 +676,8 @@ DEVICE void produce_fp8(const Problem& problem, const TensorMap* q_map,
         if (more) begin_page();
 #pragma unroll
         for (int k = 0; k < 4; ++k) {
-            if (k % 2 == 0) mbarrier_wait(empty + k / 2 * 8, parity ^ 1);
+            // Chunks are given back in order: the second of the two means both.
+            mbarrier_wait(empty + (2 * k + 1) * 8, parity ^ 1);
             const u32 chunk = kv + (2 * k + unit / 4) * CHUNK_BYTES;
 #pragma unroll
             for (int i = 0; i < 4; ++i) {
@@ -715,19 +719,23 @@ DEVICE void clear_values(u32 kv, int valid, int group, int thread) {
     barrier_wait(OWN + group, 128);
 }
 
+// The same in all lanes, and the compiler knows it. Where a branch could part a warp it puts a
+// WARPSYNC before products and arrivals.
+DEVICE int uniform(int x) { return __shfl_sync(0xffffffffu, x, 0); }
+
 DEVICE void release(u32 barrier, int lane) {
     __syncwarp();
     if (lane == 0) mbarrier_arrive(barrier);
 }
 
-// EAGER: a warpgroup begins with the scores of its page before it has added the values of the page
-// before, whichever comes first, page by page and chunk by chunk. It keeps the tensor cores busy
-// when data come faster than the products are done (many query rows; FP8), at a rendezvous of the
-// warpgroup a chunk. Else the order is fixed.
+// FIRST: before a warpgroup waits for the other's P of a page it multiplies that many chunks of its
+// own next page, under the other's softmax. That fills the tensor cores where data come faster than
+// the products are done (several tiles, which share what is read). Elsewhere it would only keep
+// buffers from being given back.
 DEVICE void consume(const Problem& problem, char* shared_pointer, const Plan& plan, int block,
                     int tile, int tiles, int group) {
     const u32 shared = shared_address(shared_pointer);
-    const int thread = threadIdx.x % 128, warp = thread / 32, lane = thread % 32;
+    const int thread = threadIdx.x % 128, warp = uniform(thread / 32), lane = thread % 32;
     const int rows_all = problem.query_len * problem.heads;
     const int rows = min(TILE, rows_all - tile * TILE);
     const int row0 = warp * 16 + lane / 4, row1 = row0 + 8;  // this thread's, in the tile
@@ -739,16 +747,20 @@ DEVICE void consume(const Problem& problem, char* shared_pointer, const Plan& pl
     const u32 other_kv = shared + KV_AT + (1 - group) * PAGE_BYTES;
     const u32 own_full = shared + FULL_AT + group * CHUNKS * 8;
     const u32 other_full = shared + FULL_AT + (1 - group) * CHUNKS * 8;
-    const u32 own_empty = shared + EMPTY_AT + group * 3 * 8;
-    const u32 other_empty = shared + EMPTY_AT + (1 - group) * 3 * 8;
+    const u32 own_empty = shared + EMPTY_AT + group * CHUNKS * 8;
+    const u32 other_empty = shared + EMPTY_AT + (1 - group) * CHUNKS * 8;
 
-    float o[128];
+    // A product with values has VALUES columns: the narrower, the sooner the first chunks are free.
+    constexpr int PIECES = 256 / VALUES, PIECE_CHUNKS = VALUES / 64;
+    float pieces[PIECES][VALUES / 2];
+    auto o_at = [&](int i) -> float& { return pieces[i / (VALUES / 2)][i % (VALUES / 2)]; };
     u32 step = 0, segment = 0;
-    for (int sequence = plan.first; sequence <= plan.last; ++sequence) {
-        const int length = cache_length(problem, sequence);
+    const int last_sequence = uniform(plan.last);
+    for (int sequence = uniform(plan.first); sequence <= last_sequence; ++sequence) {
+        const int length = uniform(cache_length(problem, sequence));
         const int pages = page_count(length);
-        const int begin = sequence == plan.first ? plan.first_page : 0;
-        const int end = sequence == plan.last ? plan.last_end : pages;
+        const int begin = uniform(sequence == plan.first ? plan.first_page : 0);
+        const int end = uniform(sequence == last_sequence ? plan.last_end : pages);
         if (begin >= end) continue;
         // Keys that a row sees: 0 .. limit - 1.
         const int limit0 = length - problem.query_len + 1 + query0;
@@ -756,10 +768,44 @@ DEVICE void consume(const Problem& problem, char* shared_pointer, const Plan& pl
         const int unmasked = length - problem.query_len + 1;  // seen by every row
         float maximum0 = -infinity(), maximum1 = -infinity(), sum0 = 0, sum1 = 0;
 #pragma unroll
-        for (int i = 0; i < 128; ++i) o[i] = 0;
+        for (int i = 0; i < 128; ++i) o_at(i) = 0;
+
+        auto pin = [&]() {
+#pragma unroll
+            for (int j = 0; j < PIECES; ++j) registers_pin(pieces[j]);
+        };
+        auto scale = [&](float alpha0, float alpha1) {
+#pragma unroll
+            for (int i = 0; i < 128; ++i) o_at(i) *= i % 4 < 2 ? alpha0 : alpha1;
+        };
+        // Waits for the products with values, and gives the chunks back piece by piece.
+        auto finish = [&](u32 empty) {
+            auto give_back = [&](int piece) {
+#pragma unroll
+                for (int c = 0; c < PIECE_CHUNKS; ++c) {
+                    release(empty + (group * 4 + piece * PIECE_CHUNKS + c) * 8, lane);
+                }
+            };
+            if (PIECES == 4) {
+                wgmma_wait<3>();
+                give_back(0);
+                wgmma_wait<2>();
+                give_back(1);
+            }
+            if (PIECES > 1) {
+                wgmma_wait<1>();
+                give_back(PIECES - 2);
+            }
+            wgmma_wait<0>();
+            pin();
+            give_back(PIECES - 1);
+        };
 
         // O = O alpha + P V for a page whose P is the other warpgroup's. In flight on return.
         auto add_other = [&](int page, u32 parity) {
+            // Landed before P comes of it, but this warpgroup has to have seen it.
+#pragma unroll
+            for (int c = 0; c < 4; ++c) mbarrier_wait(other_full + (group * 4 + c) * 8, parity);
             mbarrier_wait(published + (1 - group) * 8, parity);
             maximum0 = load_shared(shared + MAXIMA_AT + row0 * 4);
             maximum1 = load_shared(shared + MAXIMA_AT + row1 * 4);
@@ -767,46 +813,25 @@ DEVICE void consume(const Problem& problem, char* shared_pointer, const Plan& pl
             const float alpha1 = load_shared(shared + ALPHA_AT + row1 * 4);
             sum0 *= alpha0;
             sum1 *= alpha1;
-            // Landed long ago (P comes of it), but this warpgroup has to have seen it.
-#pragma unroll
-            for (int c = 0; c < 4; ++c) mbarrier_wait(other_full + (group * 4 + c) * 8, parity);
             const u32 values = other_kv + group * 4 * CHUNK_BYTES;
             const int valid = length - page * PAGE;
             if (!FP8 && valid < PAGE) clear_values(other_kv, valid, group, thread);
             const bool fresh = page == begin;
             if (!fresh && __any_sync(0xffffffffu, alpha0 != 1 || alpha1 != 1)) {
-                multiply(o, alpha0, alpha1);
+                scale(alpha0, alpha1);
             }
-            registers_pin(o);
+            pin();
             wgmma_fence();
 #pragma unroll
-            for (int k = 0; k < 4; ++k) {
-                const u64 a = matrix_descriptor(shared + P_AT + k * 32, 1024);
-                const u64 b = matrix_descriptor(values + k * 2048, 1024, CHUNK_BYTES);
-                Wgmma<256, BF16>::template ss<true>(o, a, b, 1);
-            }
-            wgmma_commit();
-        };
-
-        // Whether the other warpgroup's P is there before chunk i of this one's page. All of the
-        // warpgroup goes by what its first warp saw.
-        auto other_first = [&](int i, u32 before) {
-            const u32 parity = (step >> 1) & 1;
-            while (true) {
-                bool vote = false;
-                if (warp == 0) {
-                    bool there, landed;
-                    do {
-                        there = mbarrier_test(published + (1 - group) * 8, before);
-                        landed = mbarrier_test(own_full + (i == 0 ? ROTARY : i - 1) * 8, parity);
-                    } while (!__any_sync(0xffffffffu, there || landed));
-                    vote = (lane == 0 && there) || ((lane == 1 || lane == 2) && landed);
+            for (int j = 0; j < PIECES; ++j) {
+#pragma unroll
+                for (int k = 0; k < 4; ++k) {
+                    const u64 a = matrix_descriptor(shared + P_AT + k * 32, 1024);
+                    const u64 b = matrix_descriptor(
+                        values + j * PIECE_CHUNKS * CHUNK_BYTES + k * 2048, 1024, CHUNK_BYTES);
+                    Wgmma<VALUES, BF16>::template ss<true>(pieces[j], a, b, 1);
                 }
-                // Lane 0 counts for 1, lanes 1 and 2 for 2.
-                // The shuffle tells the compiler that all go the same way.
-                const u32 count = barrier_count(OWN + group, 128, vote);
-                const u32 votes = __shfl_sync(0xffffffffu, count, 0);
-                if (votes) return (votes & 1) != 0;
+                wgmma_commit();
             }
         };
 
@@ -814,11 +839,9 @@ DEVICE void consume(const Problem& problem, char* shared_pointer, const Plan& pl
             const u32 parity = (step >> 1) & 1;
             const bool fresh = page == begin;
             if ((step & 1) != static_cast<u32>(group)) {
-                if (EAGER && page + 1 < end) continue;  // with this warpgroup's next page
+                if (FIRST && page + 1 < end) continue;  // with this warpgroup's next page
                 add_other(page, parity);
-                wgmma_wait<0>();
-                registers_pin(o);
-                release(other_empty + group * 8, lane);
+                finish(other_empty);
                 continue;
             }
 
@@ -828,7 +851,7 @@ DEVICE void consume(const Problem& problem, char* shared_pointer, const Plan& pl
 #pragma unroll
                 for (int i = 0; i < CHUNKS; ++i) {
                     if (i < from || i >= to) continue;
-                    const int c = i == 0 ? ROTARY : i - 1;
+                    const int c = chunk_at(i);
                     mbarrier_wait(own_full + c * 8, parity);
                     wgmma_fence();
                     const u64 a = matrix_descriptor(shared + Q_AT + c * CHUNK_BYTES, 1024);
@@ -845,7 +868,7 @@ DEVICE void consume(const Problem& problem, char* shared_pointer, const Plan& pl
             float alpha0, alpha1;
             auto softmax = [&]() {
                 registers_pin(s);
-                release(own_empty + 2 * 8, lane);
+                release(own_empty + ROTARY * 8, lane);
                 if (page * PAGE + PAGE > unmasked) {
 #pragma unroll
                     for (int i = 0; i < 32; ++i) {
@@ -881,54 +904,22 @@ DEVICE void consume(const Problem& problem, char* shared_pointer, const Plan& pl
                     p[i / 2 + 1] = pack<BF16>(y0, y1);
                 }
             };
-            // This warpgroup's first page here. In the eager order it may come before the other's P,
+            // This warpgroup's first page here. With scores ahead it may come before the other's P,
             // and copies land in any order: nothing else says that the queries are there.
             if (page <= begin + 1) mbarrier_wait(shared + Q_FULL_AT, segment & 1);
-            if (!EAGER || fresh) {
-                multiply_chunks(0, CHUNKS);
+            if (FIRST && !fresh) {
+                // Some of this page's scores while the other warpgroup does its softmax.
+                multiply_chunks(0, FIRST);
                 wgmma_commit();
-                wgmma_wait<0>();
-                softmax();
+                add_other(page - 1, ((step - 1) >> 1) & 1);
+                finish(other_empty);
+                multiply_chunks(FIRST, CHUNKS);
             } else {
-                const u32 before = ((step - 1) >> 1) & 1;  // parity of the page before
-                // The other's P is there: its product, then the rest of these scores.
-                auto other_then_rest = [&](int i) {
-                    wgmma_commit();
-                    wgmma_wait<0>();
-                    add_other(page - 1, before);
-                    wgmma_wait<0>();
-                    registers_pin(o);
-                    release(other_empty + group * 8, lane);
-                    multiply_chunks(i, CHUNKS);
-                    wgmma_commit();
-                    wgmma_wait<0>();
-                    softmax();
-                };
-                // Written out, since the compiler serialises products that are in flight on one
-                // of two ways that meet.
-                if (other_first(0, before)) {
-                    other_then_rest(0);
-                } else {
-                    multiply_chunks(0, 3);
-                    if (other_first(3, before)) {
-                        other_then_rest(3);
-                    } else {
-                        multiply_chunks(3, 6);
-                        if (other_first(6, before)) {
-                            other_then_rest(6);
-                        } else {
-                            multiply_chunks(6, CHUNKS);
-                            wgmma_commit();
-                            add_other(page - 1, before);
-                            wgmma_wait<1>();
-                            softmax();
-                            wgmma_wait<0>();
-                            registers_pin(o);
-                            release(other_empty + group * 8, lane);
-                        }
-                    }
-                }
+                multiply_chunks(0, CHUNKS);
             }
+            wgmma_commit();
+            wgmma_wait<0>();
+            softmax();
             // P for the other warpgroup: rows of 128 bytes, swizzled as TMA would.
 #pragma unroll
             for (int k = 0; k < 4; ++k) {
@@ -949,20 +940,22 @@ DEVICE void consume(const Problem& problem, char* shared_pointer, const Plan& pl
             const int valid = length - page * PAGE;
             if (!FP8 && valid < PAGE) clear_values(own_kv, valid, group, thread);
             if (!fresh && __any_sync(0xffffffffu, alpha0 != 1 || alpha1 != 1)) {
-                multiply(o, alpha0, alpha1);
+                scale(alpha0, alpha1);
             }
-            registers_pin(o);
+            pin();
             wgmma_fence();
 #pragma unroll
-            for (int k = 0; k < 4; ++k) {
-                const u64 b = matrix_descriptor(values + k * 2048, 1024, CHUNK_BYTES);
-                Wgmma<256, BF16>::template rs<true>(o, p[4 * k], p[4 * k + 1], p[4 * k + 2],
-                                                    p[4 * k + 3], b, 1);
+            for (int j = 0; j < PIECES; ++j) {
+#pragma unroll
+                for (int k = 0; k < 4; ++k) {
+                    const u64 b = matrix_descriptor(
+                        values + j * PIECE_CHUNKS * CHUNK_BYTES + k * 2048, 1024, CHUNK_BYTES);
+                    Wgmma<VALUES, BF16>::template rs<true>(pieces[j], p[4 * k], p[4 * k + 1],
+                                                           p[4 * k + 2], p[4 * k + 3], b, 1);
+                }
+                wgmma_commit();
             }
-            wgmma_commit();
-            wgmma_wait<0>();
-            registers_pin(o);
-            release(own_empty + group * 8, lane);
+            finish(own_empty);
         }
         release(shared + Q_EMPTY_AT, lane);
         ++segment;
@@ -981,10 +974,81 @@ DEVICE void consume(const Problem& problem, char* shared_pointer, const Plan& pl
         sum1 = load_shared(shared + SUMS_AT + row1 * 4) +
                load_shared(shared + SUMS_AT + (64 + row1) * 4);
 
-        const int column = group * 256 + lane % 4 * 2;
-        if (begin == 0 && end == pages) {
-            const float inverse0 = reciprocal_or_zero(sum0);
-            const float inverse1 = reciprocal_or_zero(sum1);
+        const bool whole = begin == 0 && end == pages;
+        const bool exchanged = uniform(plan.pieces && plan.first_splits == 2);
+        float factor0 = reciprocal_or_zero(sum0), factor1 = reciprocal_or_zero(sum1);
+        if (!whole) {
+            const int slot = part_slot(block, begin == 0 ? 0 : 1, tiles, tile);
+            if (group == 0 && lane % 4 == 0) {
+                problem.part_sums[slot * TILE + row0] = make_float2(maximum0, sum0);
+                problem.part_sums[slot * TILE + row1] = make_float2(maximum1, sum1);
+            }
+            if (exchanged && warp * 16 < rows) {
+                // Block 0 of the two has the last word on columns 0 .. 255, block 1 on the rest.
+                const int index = begin == 0 ? 0 : 1;
+                float4* part = reinterpret_cast<float4*>(problem.parts) +
+                               static_cast<long long>(slot) * (TILE * LATENT / 4) + thread;
+                if (group != index) {
+#pragma unroll
+                    for (int i = 0; i < 32; ++i) {
+                        part[i * 128] = make_float4(o_at(4 * i), o_at(4 * i + 1), o_at(4 * i + 2), o_at(4 * i + 3));
+                    }
+                }
+            } else if (warp * 16 < rows) {
+                float* part = problem.parts + static_cast<long long>(slot) * TILE * LATENT +
+                              group * 256 + lane % 4 * 2;
+#pragma unroll
+                for (int i = 0; i < 128; i += 4) {
+                    if (row0 < rows) {
+                        *reinterpret_cast<float2*>(part + row0 * LATENT + i * 2) =
+                            make_float2(o_at(i), o_at(i + 1));
+                    }
+                    if (row1 < rows) {
+                        *reinterpret_cast<float2*>(part + row1 * LATENT + i * 2) =
+                            make_float2(o_at(i + 2), o_at(i + 3));
+                    }
+                }
+            }
+            barrier_arrive(sequence == plan.first ? PART : PART + 1, WATCHED);
+        }
+        if (exchanged) {
+            barrier_wait(ALL_PARTS, WATCHED);
+            const int index = begin == 0 ? 0 : 1;
+            if (group == index && warp * 16 < rows) {
+                const int slot = part_slot(plan.first_block + 1 - index, 1 - index, tiles, tile);
+                const float4* part = reinterpret_cast<const float4*>(problem.parts) +
+                                     static_cast<long long>(slot) * (TILE * LATENT / 4) + thread;
+                const float2 other0 = load_l2(problem.part_sums + slot * TILE + row0);
+                const float2 other1 = load_l2(problem.part_sums + slot * TILE + row1);
+                float top0 = fmaxf(maximum0, other0.x), top1 = fmaxf(maximum1, other1.x);
+                if (top0 == -infinity()) top0 = 0;
+                if (top1 == -infinity()) top1 = 0;
+                factor0 = exp2_fast(maximum0 - top0);
+                factor1 = exp2_fast(maximum1 - top1);
+                float weight0 = exp2_fast(other0.x - top0), weight1 = exp2_fast(other1.x - top1);
+                const float inverse0 = reciprocal_or_zero(sum0 * factor0 + other0.y * weight0);
+                const float inverse1 = reciprocal_or_zero(sum1 * factor1 + other1.y * weight1);
+                constexpr int AT_ONCE = FP8 ? 2 : 8;  // as many as registers hold
+                factor0 *= inverse0, weight0 *= inverse0;
+                factor1 *= inverse1, weight1 *= inverse1;
+#pragma unroll
+                for (int i = 0; i < 32; i += AT_ONCE) {
+                    float4 x[AT_ONCE];
+#pragma unroll
+                    for (int j = 0; j < AT_ONCE; ++j) x[j] = load_l2(part + (i + j) * 128);
+#pragma unroll
+                    for (int j = 0; j < AT_ONCE; ++j) {
+                        const int at = 4 * (i + j);
+                        o_at(at) = o_at(at) * factor0 + x[j].x * weight0;
+                        o_at(at + 1) = o_at(at + 1) * factor0 + x[j].y * weight0;
+                        o_at(at + 2) = o_at(at + 2) * factor1 + x[j].z * weight1;
+                        o_at(at + 3) = o_at(at + 3) * factor1 + x[j].w * weight1;
+                    }
+                }
+                factor0 = factor1 = 1;
+            }
+        }
+        if ((whole || (exchanged && group == (begin == 0 ? 0 : 1))) && warp * 16 < rows) {
             // 16 bytes a lane: columns group * 256 + 32 i + 8 (lane % 4) and on.
             u16* out = problem.out +
                        (static_cast<long long>(sequence) * rows_all + tile * TILE) * LATENT +
@@ -995,33 +1059,14 @@ DEVICE void consume(const Problem& problem, char* shared_pointer, const Plan& pl
 #pragma unroll
                 for (int j = 0; j < 4; ++j) {
                     const int at = 16 * i + 4 * j;
-                    upper[j] = pack<BF16>(o[at] * inverse0, o[at + 1] * inverse0);
-                    lower[j] = pack<BF16>(o[at + 2] * inverse1, o[at + 3] * inverse1);
+                    upper[j] = pack<BF16>(o_at(at) * factor0, o_at(at + 1) * factor0);
+                    lower[j] = pack<BF16>(o_at(at + 2) * factor1, o_at(at + 3) * factor1);
                 }
                 const uint4 first = transpose_quad(upper, lane);
                 const uint4 second = transpose_quad(lower, lane);
                 if (row0 < rows) *reinterpret_cast<uint4*>(out + row0 * LATENT + i * 32) = first;
                 if (row1 < rows) *reinterpret_cast<uint4*>(out + row1 * LATENT + i * 32) = second;
             }
-        } else {
-            const int slot = part_slot(block, begin == 0 ? 0 : 1, tiles, tile);
-            float* part = problem.parts + static_cast<long long>(slot) * TILE * LATENT + column;
-#pragma unroll
-            for (int i = 0; i < 128; i += 4) {
-                if (row0 < rows) {
-                    *reinterpret_cast<float2*>(part + row0 * LATENT + i * 2) =
-                        make_float2(o[i], o[i + 1]);
-                }
-                if (row1 < rows) {
-                    *reinterpret_cast<float2*>(part + row1 * LATENT + i * 2) =
-                        make_float2(o[i + 2], o[i + 3]);
-                }
-            }
-            if (group == 0 && lane % 4 == 0) {
-                problem.part_sums[slot * TILE + row0] = make_float2(maximum0, sum0);
-                problem.part_sums[slot * TILE + row1] = make_float2(maximum1, sum1);
-            }
-            barrier_arrive(sequence == plan.first ? PART : PART + 1, WATCHED);
         }
     }
 
@@ -1037,15 +1082,14 @@ DEVICE void consume(const Problem& problem, char* shared_pointer, const Plan& pl
 
     if (plan.last < 0) return;
     const int all = group * 128 + thread;
-    if (plan.first_splits > 1) {
-        barrier_wait(ALL_PARTS, WATCHED);
-        combine(problem, shared_pointer, plan.first, tile, tiles, rows, plan.first_splits,
-                plan.first_index, plan.first_block, all);
-    }
-    if (plan.last_splits > 1) {
-        barrier_wait(ALL_PARTS + 1, WATCHED);
-        combine(problem, shared_pointer, plan.last, tile, tiles, rows, plan.last_splits,
-                plan.last_index, plan.last_block, all);
+#pragma unroll 1
+    for (int which = 0; which < 2; ++which) {
+        const int splits = which == 0 ? plan.first_splits : plan.last_splits;
+        if (splits <= 1 || (plan.pieces && splits == 2)) continue;
+        barrier_wait(ALL_PARTS + which, WATCHED);
+        combine(problem, shared_pointer, which == 0 ? plan.first : plan.last, tile, tiles, rows,
+                splits, which == 0 ? plan.first_index : plan.last_index,
+                which == 0 ? plan.first_block : plan.last_block, all);
     }
 }
 
@@ -1062,30 +1106,32 @@ mla_decode(const __grid_constant__ TensorMap q_map, const __grid_constant__ Tens
     const int tile = blockIdx.x % tiles, block = blockIdx.x / tiles;
     const int blocks = min(static_cast<int>(gridDim.x) / tiles, MOST_SPLITS);
     Plan* plan = reinterpret_cast<Plan*>(shared_pointer + PLAN_AT);
-    int* scratch = reinterpret_cast<int*>(shared_pointer + PLAN_AT + 64);
 
-    // The table's entries that this block wants if sequences are alike: on their way while the
-    // lengths are read.
-    const long long entries =
-        static_cast<long long>(problem.batch - 1) * problem.table_stride + problem.table_width;
-    const long long last_entry = entries * min(block + 1, blocks) / blocks;
-    for (long long i = (entries * block / blocks & ~31ll) + threadIdx.x * 32; i < last_entry;
-         i += THREADS * 32) {
-        prefetch_l2(problem.block_table + i);
-    }
-    if (threadIdx.x == 0) {
+    // What each warp does first it fetches from memory, code and arguments too: so side by side.
+    if (warp < CONSUMERS / 32) {
+        make_plan(problem, block, blocks, plan, shared_pointer + PLAN_AT + 64);
+    } else if (warp > CONSUMERS / 32) {
+        // The table's entries that this block wants if sequences are alike: on their way meanwhile.
+        const float entries = static_cast<float>(problem.batch - 1) * problem.table_stride +
+                              problem.table_width;
+        const float share = __fdividef(entries, static_cast<float>(blocks));
+        const float first_entry = share * min(block, blocks - 1);
+        const int ahead = CONSUMERS + 32;
+        for (float i = (threadIdx.x - ahead) * 32; i < share; i += (THREADS - ahead) * 32) {
+            prefetch_l2(problem.block_table + static_cast<long long>(first_entry + i));
+        }
+    } else if (threadIdx.x == CONSUMERS) {
         tensor_map_prefetch(&q_map);
         tensor_map_prefetch(&kv_map);
         for (int i = 0; i < 2 * CHUNKS; ++i) {
             mbarrier_init(shared + FULL_AT + i * 8, FP8 && i % CHUNKS != ROTARY ? 4 : 1);
         }
-        for (int i = 0; i < 2 * 3; ++i) mbarrier_init(shared + EMPTY_AT + i * 8, 4);
+        for (int i = 0; i < 2 * CHUNKS; ++i) mbarrier_init(shared + EMPTY_AT + i * 8, 4);
         mbarrier_init(shared + Q_FULL_AT, 1);
         mbarrier_init(shared + Q_EMPTY_AT, 8);
         for (int i = 0; i < 2; ++i) mbarrier_init(shared + PUBLISHED_AT + i * 8, 4);
         mbarrier_init_fence();
     }
-    make_plan(problem, block, blocks, plan, scratch);
     __syncthreads();
     const Plan& mine = *plan;  // read where it is needed: registers are dear
 

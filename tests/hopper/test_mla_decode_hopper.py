@@ -110,10 +110,10 @@ def test_split_and_ragged(fp8: bool, mode: str) -> None:
 
 
 @pytest.mark.parametrize("mode", ["late", "drawn"])
-def test_eager_order(mode: str) -> None:
-    """As shipped for several tiles and for FP8, here for one tile."""
+def test_scores_ahead(mode: str) -> None:
+    """As shipped for several tiles, here for one."""
     call = Call(2, 24, [450, 200, 64], seed=2)
-    (out,) = call.run(4, mode, seed=7, EAGER=1)
+    (out,) = call.run(4, mode, seed=7, FIRST=4)
     assert call.error(out) < BOUND[False]
 
 
@@ -131,6 +131,8 @@ def test_eager_order(mode: str) -> None:
         (1, 16, [64, 700, 10, 1, 0, 200, 65], 3),  # cut along the line of all sequences
         (2, 16, [1500], 4),
         (1, 2, [1500], 6),  # few columns for each block to combine
+        (1, 64, [300, 290], 4),  # two parts each, which two blocks exchange
+        (2, 20, [500], 2),
     ],
 )
 def test_shapes(tokens: int, heads: int, lengths: list[int], blocks: int) -> None:
@@ -142,10 +144,9 @@ def test_shapes(tokens: int, heads: int, lengths: list[int], blocks: int) -> Non
 PLAN = """
 extern "C" __global__ void plans(const __grid_constant__ Problem problem, int blocks, Plan* out) {
     extern __shared__ char memory[];
-    int* scratch = reinterpret_cast<int*>(memory + 64);
     for (int block = 0; block < blocks; ++block) {
         Plan* plan = reinterpret_cast<Plan*>(memory);
-        make_plan(problem, block, blocks, plan, scratch);
+        if (threadIdx.x < CONSUMERS) make_plan(problem, block, blocks, plan, memory + 64);
         __syncthreads();
         if (threadIdx.x == 0) out[block] = *plan;
         __syncthreads();
@@ -159,7 +160,7 @@ class Plan(ctypes.Structure):
         (name, ctypes.c_int)
         for name in (
             "first first_page last last_end first_splits first_index first_block "
-            "last_splits last_index last_block ragged"
+            "last_splits last_index last_block ragged pieces"
         ).split()
     ]
 
@@ -253,7 +254,7 @@ def test_queries_not_waited_for_are_seen(tmp_path: pathlib.Path) -> None:
     with mock.patch.object(device_code, "path", return_value=tmp_path / file.name):
         emulator._library.cache_clear()
         try:
-            errors = [call.error(call.run(4, "drawn", seed, EAGER=1)[0]) for seed in range(3)]
+            errors = [call.error(call.run(4, "drawn", seed, FIRST=4)[0]) for seed in range(3)]
         finally:
             emulator._library.cache_clear()
     assert any(not error < BOUND[False] for error in errors)  # NaN counts
@@ -299,7 +300,7 @@ def test_the_same_bits_in_any_order_of_events() -> None:
         # Rows beyond the length are left in the values.
         ("if (!FP8 && valid < PAGE) clear_values", "if (false) clear_values"),
         # A buffer is filled anew while it is read.
-        ("mbarrier_wait(empty + half * 8, parity ^ 1);", ""),
+        ("mbarrier_wait(empty + c * 8, parity ^ 1);", ""),
     ],
     ids=["mask", "unclear_rows", "early_load"],
 )

@@ -16,7 +16,7 @@ from zenrepro.ops.mla.sizes import FP8_ROW_BYTES, LATENT, PAGE, ROTARY, ROW
 SOURCE = "cuda/mla_decode_hopper.cu"
 TILE = 64  # query rows that a block serves
 THREADS = 384
-SHARED_BYTES = 232160
+SHARED_BYTES = 232256
 LOG2_E = math.log2(math.e)
 
 
@@ -166,10 +166,15 @@ def shared_workspace(device: torch.device, counters: int) -> Workspace:
 def macros(tiles: int, fp8: bool, tuning: nvrtc.Defines = ()) -> nvrtc.Defines:
     """What the source is compiled with; ``tuning`` are its switches, and come last.
 
-    EAGER=1 is another order of work. On an H200 it was slower than the fixed one at every shape, bf16
-    and FP8 alike (B 128, 16 heads, 4096: 179 us against 169).
+    FIRST is for several tiles: all but a page's first reader find it in the L2, so products, not
+    bytes, take the time. At 128 heads 134.7 us on an H200 with 4, where 0 takes 144.6.
     """
-    given = {"FP8": int(fp8), "EAGER": 0, **dict(CONTRACT), **dict(tuning)}
+    given = {
+        "FP8": int(fp8),
+        "FIRST": 4 if tiles > 1 and not fp8 else 0,
+        **dict(CONTRACT),
+        **dict(tuning),
+    }
     return tuple(given.items())
 
 
@@ -202,9 +207,10 @@ def launch(
         cache.data_ptr() + skipped, (width, PAGE, cache.shape[0]), (row_stride, page_stride)
     )
     blocks = multiprocessors(q.device) // tiles * tiles
+    defines = macros(tiles, fp8, tuning)
     with torch.cuda.device(q.device):
         nvrtc.launch(
-            nvrtc.function(SOURCE, "mla_decode", arch="sm_90a", defines=macros(tiles, fp8, tuning)),
+            nvrtc.function(SOURCE, "mla_decode", arch="sm_90a", defines=defines),
             (blocks, 1, 1),
             (THREADS, 1, 1),
             SHARED_BYTES,
@@ -218,7 +224,7 @@ def launch(
 def _map(pointer: int, shape: tuple[int, ...], strides: tuple[int, ...]) -> nvrtc.TensorMap:
     """64 columns x 64 rows of bf16 a copy; rows outside read as zeros.
 
-    A copy asks for 128 bytes of each row at a time. With fetches of 256 bytes (what others ask for)
-    half of what came was for a later copy: 604 MB of cache took 160 us on an H200, so 151.
+    A copy is 128 bytes of each row, and so is a fetch into the L2: with fetches of 256 bytes 604 MB
+    of cache took 160 us on an H200, so 151.
     """
     return nvrtc.tensor_map(pointer, "bf16", shape, strides, (64, 64, 1), l2=128)
