@@ -213,6 +213,10 @@ DEVICE void mbarrier_wait_cluster(u32 barrier, u32 parity) {
 // Ordinary shared-memory writes before it are seen by wgmma and TMA after a barrier.
 DEVICE void fence_async_shared() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
+// The same for what other threads wrote to these bytes and this one knows to be written: the reader
+// fences where the writer should not (a fence waits for all its loads from memory as well).
+DEVICE void fence_async_shared(u32 /* start */, u32 /* bytes */) { fence_async_shared(); }
+
 DEVICE void cluster_arrive() {
     asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
 }
@@ -437,6 +441,25 @@ DEVICE float2 halves_to_floats(u32 halves) {
     return x;
 }
 
+// Byte n of the result is that which nibble n of the selector names: 0..3, or its sign bit eight
+// times where 8 is added.
+DEVICE u32 permute_bytes(u32 x, u32 selector) {
+    u32 out;
+    asm("prmt.b32 %0, %1, %1, %2;" : "=r"(out) : "r"(x), "r"(selector));
+    return out;
+}
+// Two bf16 each, rounded to nearest, subnormal ones included.
+DEVICE u32 mul_bf16x2(u32 x, u32 y) {
+    u32 out;
+    asm("mul.rn.bf16x2 %0, %1, %2;" : "=r"(out) : "r"(x), "r"(y));
+    return out;
+}
+DEVICE u32 fma_bf16x2(u32 x, u32 y, u32 z) {
+    u32 out;
+    asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(out) : "r"(x), "r"(y), "r"(z));
+    return out;
+}
+
 // ---------------------------------------------------------------- words of memory
 
 DEVICE void store_shared(u32 address, float x) {
@@ -492,6 +515,11 @@ DEVICE void store_if(void* address, uint4 x, bool condition) {
 // Brings a line of 128 bytes to L2.
 DEVICE void prefetch_l2(const void* address) {
     asm volatile("prefetch.global.L2 [%0];" ::"l"(address) : "memory");
+}
+// Brings bytes to L2 (a multiple of 16, 16-byte aligned).
+DEVICE void prefetch_bulk_l2(const void* address, u32 bytes) {
+    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(address), "r"(bytes)
+                 : "memory");
 }
 
 // Waits until a counter in global memory has reached a value; what was written before it counted

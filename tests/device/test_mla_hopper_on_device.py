@@ -138,6 +138,40 @@ def test_plans(hopper: Any, lengths: list[int], fp8: bool, first: int) -> None:
     assert call.error(call.run(hopper, first)) < BOUND[fp8]
 
 
+@pytest.mark.parametrize(
+    "scales",
+    [
+        (1.0, 1 / 448, 0.0123456, 3e-5),
+        (127.9, 1e-30, 2.0**-100, 5e-38),
+        (128.0, 1.0, 0.7, 0.3),
+        (1e30, 4e35, 1e-20, 777.7),
+        (-0.37, 0.0, -300.0, 2.0),
+    ],
+    ids=str,
+)
+def test_small_every_code_of_an_fp8_cache(hopper: Any, scales: tuple[float, ...]) -> None:
+    """A cache of one row gives that row: each code of each scale, rounded to bf16 once. A code
+    that is no number gives none."""
+    import torch
+
+    call = Call(1, 1, [1, 1, 1], fp8=True)
+    call.q.zero_()
+    codes = torch.arange(512, device="cuda").to(torch.uint8)
+    codes[codes % 128 == 127] = 0
+    held = torch.tensor(scales, device="cuda")
+    every = (codes, codes.flip(0), torch.full_like(codes, 0x7F))
+    for b, bits in enumerate(every):
+        row = call.cache[int(call.table[b, 0]), 0]
+        row[:512] = bits
+        row[512:528] = held.view(torch.uint8)
+    out = call.run(hopper, 0)
+    assert bool(out[2].isnan().all())
+    for b, bits in enumerate(every[:2]):
+        wide = bits.view(torch.float8_e4m3fn).double().view(4, 128) * held.double()[:, None]
+        allowed = wide.abs() * (2.0**-8 + 2.0**-16) + 2.0**-134
+        assert bool(((out[b].double().view(4, 128) - wide).abs() <= allowed).all())
+
+
 @FORMATS
 def test_small_graph_whose_lengths_change(hopper: Any, fp8: bool) -> None:
     import torch

@@ -925,6 +925,9 @@ inline void store_if(void* address, uint4 x, bool condition) {
     if (condition) *static_cast<uint4*>(address) = x;
 }
 inline void prefetch_l2(const void*) {}
+inline void prefetch_bulk_l2(const void* address, u32 bytes) {
+    if (reinterpret_cast<size_t>(address) % 16 || bytes % 16) host::fail("bytes not in sixteens");
+}
 inline void wait_global(const u32* counter, u32 wanted) {
     host::pause_until([=] { return *static_cast<const volatile u32*>(counter) >= wanted; },
                       "a counter in global memory to reach " + std::to_string(wanted));
@@ -977,6 +980,12 @@ inline void fence_async_shared() {
         for (u32 i = offset; i < offset + bytes; ++i)
             if (me->block->unfenced[i] == me->thread + 1) me->block->unfenced[i] = 0;
     me->written.clear();
+}
+inline void fence_async_shared(u32 start, u32 bytes) {
+    host::shared(start, bytes);
+    auto& unfenced = host::machine->now->block->unfenced;
+    std::fill_n(unfenced.begin() + (start - host::SHARED_BASE), bytes, 0);
+    fence_async_shared();
 }
 inline void cluster_arrive() {
     host::Fiber* me = host::machine->now;
@@ -1149,6 +1158,27 @@ inline u32 pack(float low, float high) {
     else
         return host::to_f16(low) | static_cast<u32>(host::to_f16(high)) << 16;
 }
+inline u32 permute_bytes(u32 x, u32 selector) {
+    u32 out = 0;
+    for (int n = 0; n < 4; ++n) {
+        const u32 which = selector >> 4 * n;
+        const u32 byte = x >> 8 * (which & 3) & 0xff;
+        out |= (which & 8 ? byte >> 7 ? 0xffu : 0u : byte) << 8 * n;
+    }
+    return out;
+}
+inline u32 fma_bf16x2(u32 x, u32 y, u32 z) {
+    u32 out = 0;
+    for (int e = 0; e < 2; ++e) {
+        const auto number = [e](u32 two) -> double {
+            return host::from_bf16(static_cast<u16>(two >> 16 * e));
+        };
+        const double sum = number(x) * number(y) + number(z);
+        out |= static_cast<u32>(host::to_bf16(static_cast<float>(sum))) << 16 * e;
+    }
+    return out;
+}
+inline u32 mul_bf16x2(u32 x, u32 y) { return fma_bf16x2(x, y, 0x80008000u); }
 inline u32 pack_e4m3(float x0, float x1, float x2, float x3) {
     return host::to_e4m3(x0) | host::to_e4m3(x1) << 8 | host::to_e4m3(x2) << 16 |
            static_cast<u32>(host::to_e4m3(x3)) << 24;

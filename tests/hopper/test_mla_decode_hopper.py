@@ -109,6 +109,45 @@ def test_split_and_ragged(fp8: bool, mode: str) -> None:
     assert not out[3, 0].any(), "a query before the first key gives zeros"
 
 
+@pytest.mark.parametrize(
+    "scales",
+    [
+        (1.0, 1 / 448, 0.0123456, 3e-5),
+        (127.9, 1e-30, 2.0**-100, 5e-38),
+        (128.0, 1.0, 0.7, 0.3),  # the first scale that the fast way cannot take
+        (1e30, 4e35, 1e-20, 777.7),
+        (-0.37, 0.0, -300.0, 2.0),
+    ],
+    ids=str,
+)
+def test_every_code_of_an_fp8_cache(scales: tuple[float, ...]) -> None:
+    """A cache of one row gives that row: each code of each scale, rounded to bf16 once."""
+    call = Call(1, 1, [1, 1], fp8=True)
+    call.q.zero_()
+    codes = torch.arange(512, dtype=torch.int32).to(torch.uint8)
+    codes[codes % 128 == 127] = 0  # NaN
+    held = torch.tensor(scales, dtype=torch.float32)
+    for b, bits in enumerate((codes, codes.flip(0))):
+        row = call.cache[int(call.table[b, 0]), 0]
+        row[:512] = bits
+        row[512:528] = held.view(torch.uint8)
+    (out,) = call.run(2)
+    for b, bits in enumerate((codes, codes.flip(0))):
+        wide = bits.view(torch.float8_e4m3fn).double().view(4, 128) * held.double()[:, None]
+        # Half a unit in the last place, and what 16 bits of a scale leave out.
+        allowed = wide.abs() * (2.0**-8 + 2.0**-16) + 2.0**-134
+        assert bool(((out[b].double().view(4, 128) - wide).abs() <= allowed).all())
+
+
+def test_a_code_that_is_no_number_gives_none() -> None:
+    for code, column in ((0x7F, 3), (0xFF, 511), (0x7F, 256)):
+        call = Call(1, 16, [70, 70], fp8=True)
+        call.cache[int(call.table[0, 1]), 4, column] = code
+        (out,) = call.run(2)
+        assert bool(out[0].isnan().all())
+        assert not bool(out[1].isnan().any())
+
+
 @pytest.mark.parametrize("mode", ["late", "drawn"])
 def test_scores_ahead(mode: str) -> None:
     """As shipped for several tiles, here for one."""
@@ -323,3 +362,38 @@ def test_a_seeded_defect_is_seen(right: str, wrong: str, tmp_path: pathlib.Path)
             emulator._library.cache_clear()
     error = call.error(out)
     assert not error < BOUND[False]
+
+
+@pytest.mark.parametrize(
+    ("file", "right", "wrong"),
+    [
+        # Keys are read that the loader wrote by ordinary stores and nobody fenced.
+        ("mla_decode_hopper.cu", "fence_async_shared(own_kv + c * CHUNK_BYTES, 2 * CHUNK_BYTES);",
+         ""),
+        # A buffer is filled anew while it is read.
+        ("mla_decode_hopper.cu", "mbarrier_wait(empty + (2 * k + 1) * 8, parity ^ 1);", ""),
+        # Codes keep their sign's copies in the exponent.
+        ("mla_dequant.cuh", "0x87f087f0u", "0x8ff08ff0u"),
+    ],
+    ids=["unfenced", "early_store", "sign"],
+)  # fmt: skip
+def test_a_defect_in_expanding_is_seen(
+    file: str, right: str, wrong: str, tmp_path: pathlib.Path
+) -> None:
+    source = device_code.path(torch_hopper.SOURCE)
+    for other in (source, *source.parent.glob("*.cuh")):
+        text = other.read_text()
+        if other.name == file:
+            assert text.count(right) == 1, "the defect's place is gone: write it anew"
+            text = text.replace(right, wrong)
+        (tmp_path / other.name).write_text(text)
+    call = Call(2, 16, [300, 100], fp8=True, seed=9)
+    with mock.patch.object(device_code, "path", return_value=tmp_path / source.name):
+        emulator._library.cache_clear()
+        try:
+            (out,) = call.run(3, "late")
+        except emulator.EmulationError:
+            return
+        finally:
+            emulator._library.cache_clear()
+    assert not call.error(out) < BOUND[True]

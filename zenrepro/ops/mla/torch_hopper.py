@@ -15,7 +15,7 @@ from zenrepro.ops.mla.sizes import FP8_ROW_BYTES, LATENT, PAGE, ROTARY, ROW
 
 SOURCE = "cuda/mla_decode_hopper.cu"
 TILE = 64  # query rows that a block serves
-THREADS = 384
+THREADS, FP8_THREADS = 384, 512  # with an FP8 cache, a warpgroup more that expands it
 SHARED_BYTES = 232256
 LOG2_E = math.log2(math.e)
 
@@ -212,7 +212,7 @@ def launch(
         nvrtc.launch(
             nvrtc.function(SOURCE, "mla_decode", arch="sm_90a", defines=defines),
             (blocks, 1, 1),
-            (THREADS, 1, 1),
+            (FP8_THREADS if fp8 else THREADS, 1, 1),
             SHARED_BYTES,
             torch.cuda.current_stream(q.device).cuda_stream,
             [q_map, cache_map, problem, ctypes.c_int(tiles)],
