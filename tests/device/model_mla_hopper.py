@@ -10,9 +10,9 @@ are estimates from instruction counts. What it is for: to compare orders, not to
 What an H200 said of it: the eager order, which goes by whichever of the next page's chunks and the
 other warpgroup's P comes first, was slower than the fixed one by 8 to 22 us at every shape in bf16;
 the rendezvous that it needs is not in here. So it is gone from the kernel. Nor is it here that
-copies compete: a page takes some 3500 cycles in the fixed order at 128 heads, not 2930. "Scores first"
-was slower there (160 us against 141), as told here for slow copies; 4 of 9 chunks first (FIRST)
-was faster (135), which is not modelled.
+copies compete: a page takes some 3500 cycles in the fixed order at 128 heads, not 2930. "Scores
+first" was slower there (160 us against 141), as told here for slow copies; 4 of 9 chunks first
+(FIRST) was faster (135), which is not modelled.
 """
 
 from __future__ import annotations
