@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -18,6 +20,18 @@ from zenrepro.hardware import nvidia
 # box is kept.
 _MOST_QUEUED, _QUEUED_S = 10, 0.05
 _MINIMUM_FLUSH_BYTES = 2**27
+
+
+@contextlib.contextmanager
+def _uncollected() -> Iterator[None]:
+    """Without Python's collector: graphs that it drops meanwhile would spoil a capture."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 class TorchBackend(Backend):
@@ -262,7 +276,7 @@ class TorchBackend(Backend):
         torch.cuda.synchronize(self.index)
         graph = torch.cuda.CUDAGraph()
         try:
-            with torch.cuda.graph(graph, stream=stream, pool=pool):
+            with _uncollected(), torch.cuda.graph(graph, stream=stream, pool=pool):
                 held = call()
         except Exception as error:
             if self.is_out_of_memory(error):
