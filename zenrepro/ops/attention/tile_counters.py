@@ -5,6 +5,7 @@ A launch finds its row of them at zero and leaves it at zero, so that none pays 
 
 from __future__ import annotations
 
+import threading
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ class _Slots:
 
 
 _slots: dict[int, _Slots] = {}
+_lock = threading.Lock()  # two threads that launch at once must not be given one row
 
 
 def take(device: int, stream: int) -> torch.Tensor:
@@ -44,16 +46,16 @@ def take(device: int, stream: int) -> torch.Tensor:
     import torch
 
     capturing = torch.cuda.is_current_stream_capturing()
-    if device not in _slots and not capturing:
-        _slots[device] = _Slots(device)
-    slots = _slots.get(device)
-    if slots is None:
-        return torch.zeros(MOST, dtype=torch.int32, device=device)
-    if not capturing and stream in slots.of_stream:
-        return slots.of_stream[stream]
-    row = slots.take()
-    if row is None:
-        return torch.zeros(MOST, dtype=torch.int32, device=device)
-    if not capturing:
-        slots.of_stream[stream] = row
-    return row
+    with _lock:
+        if device not in _slots and not capturing:
+            _slots[device] = _Slots(device)
+        slots = _slots.get(device)
+        if slots is not None:
+            if not capturing and stream in slots.of_stream:
+                return slots.of_stream[stream]
+            row = slots.take()
+            if row is not None:
+                if not capturing:
+                    slots.of_stream[stream] = row
+                return row
+    return torch.zeros(MOST, dtype=torch.int32, device=device)
