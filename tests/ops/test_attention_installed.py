@@ -155,6 +155,24 @@ def test_a_build_for_packed_sequences_alone_serves_equal_lengths(
         fa3_library.forward(q, q, q, scale=1.0, causal=True, page_table=None, seqused_k=None)
 
 
+def test_offsets_that_are_kept_are_there_for_every_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fa3_library, "_kept", {})
+    waits: list[str] = []
+    capturing = [True]
+    stream = types.SimpleNamespace(synchronize=lambda: waits.append("made"))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda *_: stream)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing[0])
+    q: Any = types.SimpleNamespace(device=torch.device("cpu"), is_cuda=True)
+    assert fa3_library._offsets(q, 2, 5).tolist() == [0, 5, 10]
+    assert not fa3_library._kept  # a graph's own
+    assert not waits  # which a capture forbids
+    capturing[0] = False
+    kept = fa3_library._offsets(q, 2, 5)
+    assert waits == ["made"]
+    assert fa3_library._offsets(q, 2, 5) is kept
+    assert waits == ["made"]
+
+
 def test_fa3_refuses_in_its_own_first_line(recorded: list[dict[str, Any]]) -> None:
     q = torch.zeros(1, 4, 2, 12, dtype=torch.bfloat16)
     with pytest.raises(UnsupportedError, match=r"^head_size should be a multiple of 8$"):

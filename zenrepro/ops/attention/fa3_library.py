@@ -80,8 +80,11 @@ def _offsets(q: torch.Tensor, batch: int, length: int) -> torch.Tensor:
         return _kept[key]
     made = torch.arange(batch + 1, dtype=torch.int32, device=q.device) * length
     # What is made during a capture lives as long as the graph does.
-    if not (q.is_cuda and torch.cuda.is_current_stream_capturing()):
-        _kept[key] = made
+    if q.is_cuda and torch.cuda.is_current_stream_capturing():
+        return made
+    if q.is_cuda:  # the next call may be on another stream
+        torch.cuda.current_stream(q.device).synchronize()
+    _kept[key] = made
     return made
 
 
