@@ -142,9 +142,9 @@ def attention_paged(
     """q [B, T, H, D], caches [P, page, Hkv, D or Dv], block_table int32 [B, pages], cache_seqlens
     int32 [B] -> [B, T, H, Dv].
 
-    For queries by the hundred (a prompt's next chunk): a tile has 128 rows of one head, and no
-    sequence is split. As ``attention``. Pages of 16, 32, 64 or a multiple of 128 tokens. Queries
-    that see no key give zeros. Raises ValueError.
+    For queries by the hundred (a prompt's next chunk): a tile has 128 rows of one head (192 at head
+    sizes up to 64), and no sequence is split. As ``attention``. Pages of 16, 32, 64 or a multiple
+    of 128 tokens. Queries that see no key give zeros. Raises ValueError.
     """
     shape = arguments.check_paged(
         q, k_cache, v_cache, block_table=block_table, cache_seqlens=cache_seqlens, causal=causal,
