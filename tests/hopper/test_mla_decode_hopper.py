@@ -180,6 +180,21 @@ def test_shapes(tokens: int, heads: int, lengths: list[int], blocks: int) -> Non
     assert call.error(out) < BOUND[False]
 
 
+@pytest.mark.parametrize(
+    ("tokens", "heads", "lengths", "blocks"),
+    [
+        (1, 24, [300, 290], 4),  # two parts each, which two blocks exchange
+        (1, 5, [600], 5),
+        (3, 40, [130, 7], 4),  # two tiles
+        (1, 1, [64 * 33 + 5], 1),  # more entries of the table than a warp has lanes
+    ],
+)
+def test_shapes_with_fp8(tokens: int, heads: int, lengths: list[int], blocks: int) -> None:
+    call = Call(tokens, heads, lengths, fp8=True, seed=tokens + heads)
+    (out,) = call.run(blocks, seed=len(lengths))
+    assert call.error(out) < BOUND[True]
+
+
 PLAN = """
 extern "C" __global__ void plans(const __grid_constant__ Problem problem, int blocks, Plan* out) {
     extern __shared__ char memory[];
@@ -374,8 +389,10 @@ def test_a_seeded_defect_is_seen(right: str, wrong: str, tmp_path: pathlib.Path)
         ("kernel", "mbarrier_wait(empty + (2 * k + 1) * 8, parity ^ 1);", ""),
         # Codes keep their sign's copies in the exponent.
         ("mla_dequant.cuh", "0x87f087f0u", "0x8ff08ff0u"),
+        # Entries of the table beyond the first 32 are those of the first.
+        ("kernel", "if (fresh || page % 32 == 0) {", "if (fresh) {"),
     ],
-    ids=["unfenced", "early_store", "sign"],
+    ids=["unfenced", "early_store", "sign", "stale_entries"],
 )  # fmt: skip
 def test_a_defect_in_expanding_is_seen(
     file: str, right: str, wrong: str, tmp_path: pathlib.Path
@@ -387,11 +404,12 @@ def test_a_defect_in_expanding_is_seen(
             assert text.count(right) == 1, "the defect's place is gone: write it anew"
             text = text.replace(right, wrong)
         (tmp_path / other.name).write_text(text)
-    call = Call(2, 16, [300, 100], fp8=True, seed=9)
+    lengths, blocks = ([64 * 33], 1) if "% 32" in right else ([300, 100], 3)
+    call = Call(2, 16, lengths, fp8=True, seed=9)
     with mock.patch.object(device_code, "path", return_value=tmp_path / source.name):
         emulator._library.cache_clear()
         try:
-            (out,) = call.run(3, "late")
+            (out,) = call.run(blocks, "late")
         except emulator.EmulationError:
             return
         finally:
