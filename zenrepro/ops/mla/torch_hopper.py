@@ -167,7 +167,8 @@ def macros(tiles: int, fp8: bool, tuning: nvrtc.Defines = ()) -> nvrtc.Defines:
     """What the source is compiled with; ``tuning`` are its switches, and come last.
 
     FIRST is for several tiles: all but a page's first reader find it in the L2, so products, not
-    bytes, take the time. At 128 heads 134.7 us on an H200 with 4, where 0 takes 144.6.
+    bytes, take the time. At 128 heads 134.7 us on an H200 with 4, where 0 took 144.6 (builds before
+    this one, which has not run there).
     """
     given = {
         "FP8": int(fp8),
