@@ -205,12 +205,12 @@ DEVICE void tell_tile(u32 target, const Tile& t) {
     const int words[TILE_WORDS] = {t.batch, t.head, t.row, t.queries, t.keys, t.query_at,
                                    t.key_at, t.first, t.blocks, t.whole, t.part};
 #pragma unroll
-    for (int i = 0; i < TILE_WORDS; ++i) shared_store(target + 4 * i, words[i]);
+    for (int i = 0; i < TILE_WORDS; ++i) store_shared(target + 4 * i, words[i]);
 }
 DEVICE Tile told_tile(u32 source) {
     int words[TILE_WORDS];
 #pragma unroll
-    for (int i = 0; i < TILE_WORDS; ++i) words[i] = shared_load(source + 4 * i);
+    for (int i = 0; i < TILE_WORDS; ++i) words[i] = load_shared<int>(source + 4 * i);
     return {words[0], words[1], words[2], words[3], words[4], words[5],
             words[6], words[7], words[8], words[9], words[10]};
 }
@@ -530,8 +530,7 @@ DEVICE void clear_values(u32 v, int valid) {
     const u32 thread = threadIdx.x % 128;
     for (u32 i = thread; i < static_cast<u32>(BLOCK_N - valid) * V_CHUNKS * 8; i += 128) {
         const u32 row = valid + i / (V_CHUNKS * 8), chunk = i / 8 % V_CHUNKS, part = i % 8;
-        const u32 at = v + chunk * BLOCK_N * 128 + row * 128 + part * 16;
-        shared_zero16(at);
+        store_shared(v + chunk * BLOCK_N * 128 + row * 128 + part * 16, make_uint4(0, 0, 0, 0));
     }
     fence_async_shared();
     barrier_wait(8 + threadIdx.x / 128, 128);
@@ -564,9 +563,9 @@ DEVICE bool add_parts(Output& out, Softmax& state, const Tile& t, const Argument
     __threadfence();
     barrier_wait(8 + warpgroup, 128);
     int* arrived = reinterpret_cast<int*>(a.counters) + 2 + tile * WARPGROUPS + warpgroup;
-    if (thread == 0) shared_store(told + 4 * warpgroup, atomicAdd(arrived, 1));
+    if (thread == 0) store_shared(told + 4 * warpgroup, atomicAdd(arrived, 1));
     barrier_wait(8 + warpgroup, 128);
-    if (shared_load(told + 4 * warpgroup) != a.parts - 1) return false;
+    if (load_shared<int>(told + 4 * warpgroup) != a.parts - 1) return false;
     __threadfence();
     if (thread == 0) *arrived = 0;
     float top[2] = {-infinity(), -infinity()};

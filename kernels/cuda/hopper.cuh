@@ -77,21 +77,6 @@ DEVICE void barrier_arrive(u32 id, u32 threads) {
     asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
 
-// Sixteen bytes of zeros to shared memory.
-DEVICE void shared_zero16(u32 target) {
-    asm volatile("st.shared.v4.u32 [%0], {%1, %1, %1, %1};" ::"r"(target), "r"(0) : "memory");
-}
-
-// One int in shared memory, past the compiler's back.
-DEVICE void shared_store(u32 target, int value) {
-    asm volatile("st.shared.s32 [%0], %1;" ::"r"(target), "r"(value) : "memory");
-}
-DEVICE int shared_load(u32 source) {
-    int value;
-    asm volatile("ld.shared.s32 %0, [%1];" : "=r"(value) : "r"(source) : "memory");
-    return value;
-}
-
 // ---------------------------------------------------------------- mbarrier
 
 DEVICE void mbarrier_init(u32 barrier, u32 arrivals) {
@@ -462,6 +447,10 @@ DEVICE u32 fma_bf16x2(u32 x, u32 y, u32 z) {
 
 // ---------------------------------------------------------------- words of memory
 
+// Shared memory, past the compiler's back: none of these is moved over a barrier.
+DEVICE void store_shared(u32 address, int x) {
+    asm volatile("st.shared.s32 [%0], %1;" ::"r"(address), "r"(x) : "memory");
+}
 DEVICE void store_shared(u32 address, float x) {
     asm volatile("st.shared.f32 [%0], %1;" ::"r"(address), "f"(x) : "memory");
 }
@@ -470,7 +459,16 @@ DEVICE void store_shared(u32 address, uint4 x) {
                  "r"(x.z), "r"(x.w)
                  : "memory");
 }
-DEVICE float load_shared(u32 address) {
+template <class T = float>
+DEVICE T load_shared(u32 address);
+template <>
+DEVICE int load_shared<int>(u32 address) {
+    int x;
+    asm volatile("ld.shared.s32 %0, [%1];" : "=r"(x) : "r"(address) : "memory");
+    return x;
+}
+template <>
+DEVICE float load_shared<float>(u32 address) {
     float x;
     asm volatile("ld.shared.f32 %0, [%1];" : "=f"(x) : "r"(address) : "memory");
     return x;

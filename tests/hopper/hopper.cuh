@@ -902,18 +902,13 @@ inline float __fdividef(float a, float b) { return a / b; }
 
 // ---------------------------------------------------------------- words of memory
 
+inline void store_shared(u32 address, int x) { host::write(address, &x, 4); }
 inline void store_shared(u32 address, float x) { host::write(address, &x, 4); }
 inline void store_shared(u32 address, uint4 x) { host::write(address, &x, 16); }
-inline float load_shared(u32 address) {
-    float x;
-    std::memcpy(&x, host::shared(address, 4), 4);
-    return x;
-}
-inline void shared_zero16(u32 address) { store_shared(address, uint4{0, 0, 0, 0}); }
-inline void shared_store(u32 address, int x) { host::write(address, &x, 4); }
-inline int shared_load(u32 address) {
-    int x;
-    std::memcpy(&x, host::shared(address, 4), 4);
+template <class T = float>
+inline T load_shared(u32 address) {
+    T x;
+    std::memcpy(&x, host::shared(address, sizeof x), sizeof x);
     return x;
 }
 template <class T>
