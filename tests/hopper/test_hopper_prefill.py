@@ -18,6 +18,8 @@ REASON = emulator.missing()
 pytestmark = pytest.mark.skipif(REASON is not None, reason=REASON or "")
 
 SMALL = Variant(64, 64, True, False, "BF16", 2, 64, 2)
+CUT = SMALL._replace(causal=False, split=True)
+CUT_SHAPE = (1, 200, 600, 7, 1)  # 14 tiles on 4 multiprocessors: 2 are cut
 # A unit roundoff of the weights: 3.9e-3 and 4.9e-4; half of e4m3's 6.3e-2.
 DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "E4M3": torch.float8_e4m3fn}
 BOUND = {torch.bfloat16: 4e-3, torch.float16: 5e-4, torch.float8_e4m3fn: 3.2e-2}
@@ -38,6 +40,10 @@ def error(out: torch.Tensor, wanted: torch.Tensor) -> float:
     return float((out.double() - wanted).norm() / wanted.norm().clamp_min(1e-30))
 
 
+def poisoned(*size: int, dtype: torch.dtype, device: object) -> torch.Tensor:
+    return torch.full(size, float("nan") if dtype.is_floating_point else 0x7F, dtype=dtype)
+
+
 def worst(
     chosen: Variant,
     shape: tuple[int, int, int, int, int],
@@ -47,7 +53,8 @@ def worst(
     dims: tuple[int, int] | None = None,
     scaled: float = 1.0,
 ) -> float:
-    """The worst sequence's error for (B, T, S, H, Hkv) on four multiprocessors, output poisoned."""
+    """The worst sequence's error for (B, T, S, H, Hkv) on four multiprocessors, output and partial
+    sums poisoned."""
     B, T, S, H, Hkv = shape
     D, Dv = dims or (chosen.head_dim, chosen.value_dim)
     dtype = DTYPES[chosen.dtype]
@@ -61,6 +68,7 @@ def worst(
     with (
         emulator.emulated(mode, seed),
         mock.patch.object(torch_fa3, "_processors", return_value=4),
+        mock.patch.object(torch, "empty", poisoned),
     ):
         torch_fa3.run(chosen, q, k, v, out, scale=D**-0.5)
     q, k, v = (x.float() for x in (q, k, v))
@@ -86,7 +94,7 @@ def test_tiny_and_large_scores(scaled: float) -> None:
         (Variant(192, 128, True, False, "BF16", 2, 112, 2, q_registers=True), (1, 150, 333, 2, 1)),
         (SMALL._replace(ping_pong=False), (2, 200, 300, 2, 1)),
         (Variant(64, 64, True, False, "BF16", 3, 64, 2, 2), (1, 400, 300, 2, 1)),
-        (SMALL._replace(causal=False, split=True), (1, 200, 600, 7, 1)),  # 14 tiles on 4: 2 cut
+        (CUT, CUT_SHAPE),
         (SMALL._replace(dtype="E4M3", block_n=128), (2, 200, 300, 2, 1)),
     ],
     ids=["128-fp16", "192-128-queries-in-registers", "no-turns", "three", "split", "e4m3"],
@@ -166,8 +174,9 @@ def test_pages_are_found_and_what_lies_behind_a_sequence_is_not_seen() -> None:
         (": step * 2048;", ": step * 1024;", "numbers"),
         ("wgmma_wait<1>();\n        scores_ready();", "scores_ready();", "overwritten"),
         ("mbarrier_init(s.q_empty + 8 * i, 4)", "mbarrier_init(s.q_empty + 8 * i, 5)", "deadlock"),
+        ("barrier_wait(8 + warpgroup, 128);\n    int* arrived", "int* arrived", "parts"),
     ],
-    ids=["mask", "values' descriptor", "scores read early", "a barrier's count"],
+    ids=["mask", "descriptor", "scores read early", "a barrier's count", "parts counted early"],
 )
 def test_defects_are_caught(right: str, wrong: str, seen: str, tmp_path: Path) -> None:
     folder = device_code.path(torch_fa3.SOURCE).parent
@@ -179,7 +188,9 @@ def test_defects_are_caught(right: str, wrong: str, seen: str, tmp_path: Path) -
     broken.write_text(text.replace(right, wrong))
     emulator._library.cache_clear()
     with mock.patch.object(device_code, "path", return_value=broken):
-        if seen != "numbers":
+        if seen == "parts":
+            assert not worst(CUT, CUT_SHAPE) <= BOUND[torch.bfloat16]
+        elif seen != "numbers":
             with pytest.raises(emulator.EmulationError, match=seen):
                 worst(SMALL, (1, 300, 300, 2, 1), mode="early")
         else:
