@@ -87,6 +87,12 @@ def test_any_text_is_yaml_or_one_line_says_not(text: str) -> None:
         _one_line(error)
 
 
+def test_a_line_break_in_a_key_is_shown_escaped() -> None:
+    raw = {**copy.deepcopy(EXAMPLE), "report": {"\n": None}}
+    with pytest.raises(InputError, match=r"unknown field `\\n`"):
+        claims.parse(raw, "f.yaml")
+
+
 def test_a_key_given_twice_is_refused() -> None:
     text = yaml.safe_dump(EXAMPLE)
     assert documents.decode_yaml(text, "f.yaml") == EXAMPLE
