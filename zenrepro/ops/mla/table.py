@@ -99,7 +99,11 @@ TABLE: tuple[Entry, ...] = check_table(
             origin=Origin.OURS,
             function="zenrepro.ops.mla.torch_hopper:decode",
             compiled=False,
-            sources=("kernels/cuda/mla_decode_hopper.cu", "kernels/cuda/hopper.cuh"),
+            sources=(
+                "kernels/cuda/mla_decode_hopper.cu",
+                "kernels/cuda/mla_schedule.cuh",
+                "kernels/cuda/hopper.cuh",
+            ),
             needs=Needs(
                 dtypes={"cuda": ("bf16",)},
                 phases=("decode",),

@@ -39,6 +39,7 @@ class Problem(ctypes.Structure):
         ("heads", ctypes.c_int),
         ("query_len", ctypes.c_int),
         ("scale_log2", ctypes.c_float),
+        ("q", ctypes.c_void_p),
     ]
 
 
@@ -199,7 +200,7 @@ def launch(
         block_table.data_ptr(), cache_seqlens.data_ptr(), cache.data_ptr(), page_stride,
         out.data_ptr(), workspace.parts.data_ptr(), workspace.part_sums.data_ptr(),
         workspace.counters.data_ptr(), batch, block_table.shape[1], block_table.stride(0),
-        cache.shape[0], heads, tokens, scale * LOG2_E,
+        cache.shape[0], heads, tokens, scale * LOG2_E, q.data_ptr(),
     )  # fmt: skip
     q_map = _map(q.data_ptr(), (ROW, rows, batch), (ROW * 2, rows * ROW * 2))
     # All of a row, or the rotary part that ends it: the rest of an FP8 row is no tensor of bf16.
