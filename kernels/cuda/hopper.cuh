@@ -433,6 +433,12 @@ DEVICE u32 permute_bytes(u32 x, u32 selector) {
     asm("prmt.b32 %0, %1, %1, %2;" : "=r"(out) : "r"(x), "r"(selector));
     return out;
 }
+// The same of two words: 4..7 are the second one's bytes.
+DEVICE u32 permute_bytes(u32 x, u32 y, u32 selector) {
+    u32 out;
+    asm("prmt.b32 %0, %1, %2, %3;" : "=r"(out) : "r"(x), "r"(y), "r"(selector));
+    return out;
+}
 // Two bf16 each, rounded to nearest, subnormal ones included.
 DEVICE u32 mul_bf16x2(u32 x, u32 y) {
     u32 out;
@@ -471,6 +477,33 @@ template <>
 DEVICE float load_shared<float>(u32 address) {
     float x;
     asm volatile("ld.shared.f32 %0, [%1];" : "=f"(x) : "r"(address) : "memory");
+    return x;
+}
+template <>
+DEVICE float2 load_shared<float2>(u32 address) {
+    float2 x;
+    asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];"
+                 : "=f"(x.x), "=f"(x.y)
+                 : "r"(address)
+                 : "memory");
+    return x;
+}
+template <>
+DEVICE float4 load_shared<float4>(u32 address) {
+    float4 x;
+    asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];"
+                 : "=f"(x.x), "=f"(x.y), "=f"(x.z), "=f"(x.w)
+                 : "r"(address)
+                 : "memory");
+    return x;
+}
+template <>
+DEVICE uint4 load_shared<uint4>(u32 address) {
+    uint4 x;
+    asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w)
+                 : "r"(address)
+                 : "memory");
     return x;
 }
 

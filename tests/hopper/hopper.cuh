@@ -1162,6 +1162,16 @@ inline u32 permute_bytes(u32 x, u32 selector) {
     }
     return out;
 }
+inline u32 permute_bytes(u32 x, u32 y, u32 selector) {
+    const u64 both = static_cast<u64>(y) << 32 | x;
+    u32 out = 0;
+    for (int n = 0; n < 4; ++n) {
+        const u32 which = selector >> 4 * n;
+        const u32 byte = static_cast<u32>(both >> 8 * (which & 7)) & 0xff;
+        out |= (which & 8 ? byte >> 7 ? 0xffu : 0u : byte) << 8 * n;
+    }
+    return out;
+}
 inline u32 fma_bf16x2(u32 x, u32 y, u32 z) {
     u32 out = 0;
     for (int e = 0; e < 2; ++e) {

@@ -222,6 +222,57 @@ def launch(
         )
 
 
+def launch_stored(
+    q: torch.Tensor,
+    cache: torch.Tensor,
+    block_table: torch.Tensor,
+    cache_seqlens: torch.Tensor,
+    scale: float,
+    workspace: Workspace,
+    out: torch.Tensor,
+    tuning: nvrtc.Defines = (),
+) -> None:
+    """The same for an FP8 cache, multiplied as it is stored."""
+    batch, tokens, heads, _ = q.shape
+    rows = tokens * heads
+    tiles = -(-rows // TILE)
+    page_stride, row_stride = cache.stride()[:2]
+    problem = Problem(
+        block_table.data_ptr(), cache_seqlens.data_ptr(), cache.data_ptr(), page_stride,
+        out.data_ptr(), workspace.parts.data_ptr(), workspace.part_sums.data_ptr(),
+        workspace.counters.data_ptr(), batch, block_table.shape[1], block_table.stride(0),
+        cache.shape[0], heads, tokens, scale * LOG2_E, q.data_ptr(),
+    )  # fmt: skip
+    strides, pages = (row_stride, page_stride), cache.shape[0]
+    codes = nvrtc.tensor_map(
+        cache.data_ptr(), "uint8", (LATENT, PAGE, pages), strides, (128, 64, 1), l2=128
+    )
+    scales = nvrtc.tensor_map(
+        cache.data_ptr() + LATENT, "fp32", (4, PAGE, pages), strides, (4, 64, 1), swizzle=0, l2=0
+    )
+    rotary = _map(
+        cache.data_ptr() + FP8_ROW_BYTES - 2 * ROTARY, (ROTARY, PAGE, pages), strides
+    )
+    blocks = multiprocessors(q.device) // tiles * tiles
+    given = {
+        "TILE_ROWS": 32 if rows <= 32 else 64,
+        "WANTED_PROBLEM_BYTES": ctypes.sizeof(Problem),
+        **dict(tuning),
+    }
+    with torch.cuda.device(q.device):
+        nvrtc.launch(
+            nvrtc.function(
+                "cuda/mla_decode_e4m3.cu", "mla_decode", arch="sm_90a", defines=tuple(given.items())
+            ),
+            (blocks, 1, 1),
+            (384, 1, 1),
+            232448,
+            torch.cuda.current_stream(q.device).cuda_stream,
+            [codes, scales, rotary, problem, ctypes.c_int(tiles)],
+            cooperative=True,
+        )
+
+
 @functools.lru_cache(maxsize=256)
 def _map(pointer: int, shape: tuple[int, ...], strides: tuple[int, ...]) -> nvrtc.TensorMap:
     """64 columns x 64 rows of bf16 a copy; rows outside read as zeros.

@@ -1,0 +1,796 @@
+// Latent decode for Hopper (sm_90a) over an FP8 cache that is multiplied as it is stored.
+//
+// A cache row is 656 bytes: 512 e4m3 numbers, an fp32 scale for every 128 of them, 64 rotary columns
+// in bf16. Nothing of it is expanded. Scores are e4m3 x e4m3, a quarter (128 columns) at a time, and
+// a quarter's sums take their keys' scales in fp32; weights take them before they are rounded, so
+// values need none. What would be lost by rounding queries and weights to e4m3 is kept as a
+// second number: the high four bits of the mantissa and the next four, each an e4m3, which is all that
+// a bf16 query has. Their products with a code add up in the same accumulator: twice the products
+// at twice the rate of bf16.
+//
+// With at most 32 rows in a tile (TILE_ROWS = 32) high and low halves are rows r and r + 8 of one
+// product (both of one thread's), which would else multiply padding: half the products.
+//
+// 8-bit operands have to lie with K innermost: right for keys, so that TMA brings them where wgmma
+// reads them, and wrong for values. Three warps turn a page over: ldmatrix transposes pairs of
+// bytes, a byte permutation parts them, stmatrix writes them. Keys then come in the order in which a
+// thread holds its scores (values_e4m3.cu), and of every 16 columns first the even ones.
+//
+//   producer    one warp brings quarters of codes, and scales and rotary columns, by TMA
+//   turners     three warps: values with keys innermost; scales as [quarter][key]
+//   consumers   two warpgroups. Page g belongs to warpgroup g % 2: it computes S and P, and leaves P
+//               and the maximum that P refers to for the other one, where the rotary columns were.
+//               Each multiplies 256 of the 512 value columns of every page. Its pages' running
+//               maximum is a warpgroup's own: neither waits for the other's softmax.
+//
+// e4m3 products add up in some 13 bits below the largest, so every page's product with values is a sum
+// of its own that fp32 adds to O; that addition rescales too.
+//
+// Plan, parts and their combination: mla_schedule.cuh. DeepSeek-AI, DeepSeek-V3 (arXiv 2412.19437),
+// section 3.3, for the accumulator; the rest as in mla_decode_hopper.cu.
+//
+// -DCODE_STAGES, -DSIDE_STAGES, -DVALUE_SLOTS: pages of codes, of scales and rotary columns,
+// quarters of values in flight. -DWIDTH: columns of a product with values.
+#include "hopper.cuh"
+#include "mla_schedule.cuh"
+
+#ifndef CODE_STAGES
+#define CODE_STAGES (TILE_ROWS == 32 ? 3 : 2)
+#endif
+#ifndef SIDE_STAGES
+#define SIDE_STAGES 3
+#endif
+#ifndef VALUE_SLOTS
+#define VALUE_SLOTS 7
+#endif
+#ifndef WIDTH
+#define WIDTH (TILE_ROWS == 32 ? 128 : 64)
+#endif
+
+namespace {
+
+static_assert(TILE == 32 || TILE == 64, "rows of a tile");
+constexpr bool BESIDE = TILE == 32;  // high and low halves in the rows of one product
+constexpr int HALVES = BESIDE ? 1 : 2;  // rows of the tile that a thread holds
+constexpr int QUARTER = 128;   // columns that share a scale
+constexpr int QUARTERS = LATENT / QUARTER;
+constexpr u32 QUARTER_BYTES = PAGE * QUARTER;
+constexpr u32 ROTARY_BYTES = PAGE * 64 * 2;
+constexpr u32 SCALE_BYTES = PAGE * QUARTERS * 4;
+constexpr int THREADS = 384;
+constexpr int TURNERS = 3;  // warps
+
+// Shared memory, bytes from its start.
+constexpr u32 HIGH_AT = 0;  // queries: 64 rows of a product, quarter by quarter
+constexpr u32 LOW_AT = HIGH_AT + QUARTERS * QUARTER_BYTES;
+constexpr u32 Q_ROTARY_AT = BESIDE ? LOW_AT : LOW_AT + QUARTERS * QUARTER_BYTES;
+constexpr u32 CODES_AT = Q_ROTARY_AT + ROTARY_BYTES;
+constexpr u32 VALUES_AT = CODES_AT + CODE_STAGES * QUARTERS * QUARTER_BYTES;  // [slot][128][64]
+constexpr u32 ROTARY_AT = VALUES_AT + VALUE_SLOTS * QUARTER_BYTES;  // later the page's P
+constexpr u32 SCALES_AT = ROTARY_AT + SIDE_STAGES * ROTARY_BYTES;
+constexpr u32 MAXIMA_AT = SCALES_AT + SIDE_STAGES * SCALE_BYTES;  // [stage][64] what P refers to
+constexpr u32 UP_AT = MAXIMA_AT + SIDE_STAGES * 256;  // [64] what a row's rotary part is scaled by
+constexpr u32 DOWN_AT = UP_AT + 256;                  // [64] what its scores are
+constexpr u32 SUMS_AT = DOWN_AT + 256;                // [2][64] maximum, sum of a warpgroup's pages
+constexpr u32 CODES_FULL_AT = SUMS_AT + 1024;         // [stage][4] a quarter has landed
+constexpr u32 CODES_EMPTY_AT = CODES_FULL_AT + CODE_STAGES * QUARTERS * 8;
+constexpr u32 VALUES_FULL_AT = CODES_EMPTY_AT + CODE_STAGES * QUARTERS * 8;  // [slot]
+constexpr u32 VALUES_EMPTY_AT = VALUES_FULL_AT + VALUE_SLOTS * 8;
+constexpr u32 SIDE_FULL_AT = VALUES_EMPTY_AT + VALUE_SLOTS * 8;  // [stage] rotary columns, scales
+constexpr u32 SIDE_EMPTY_AT = SIDE_FULL_AT + SIDE_STAGES * 8;
+constexpr u32 SCALES_FULL_AT = SIDE_EMPTY_AT + SIDE_STAGES * 8;  // [stage] as [quarter][key]
+constexpr u32 PUBLISHED_AT = SCALES_FULL_AT + SIDE_STAGES * 8;   // [stage] P
+constexpr u32 PLAN_AT = (PUBLISHED_AT + SIDE_STAGES * 8 + 15) / 16 * 16;
+constexpr u32 SHARED_BYTES = PLAN_AT + 512 + 1024;  // the last to round the start up
+static_assert(SHARED_BYTES <= 232448, "more shared memory than a block can have");
+
+// The caller's words for the same.
+#ifdef WANTED_PROBLEM_BYTES
+static_assert(sizeof(Problem) == WANTED_PROBLEM_BYTES, "layout of Problem");
+#endif
+#ifdef WANTED_SHARED_BYTES
+static_assert(SHARED_BYTES == WANTED_SHARED_BYTES, "shared memory");
+#endif
+
+// A number's place in a ring, and the parity of its turn.
+template <int SLOTS>
+struct Ring {
+    u32 slot, parity;
+    DEVICE explicit Ring(u32 number) : slot(number % SLOTS), parity(number / SLOTS & 1) {}
+};
+
+// ---------------------------------------------------------------- numbers
+
+// Powers of two are made of exponents (as a float's bits hold them, 127 for 1).
+DEVICE float power(int exponent) { return __int_as_float(exponent << 23); }
+DEVICE int exponent_of(float positive) { return __float_as_int(positive) >> 23; }
+
+// The part of a number that four bits of mantissa hold. What is left is exact; of 8 bits it is what
+// four hold again.
+DEVICE float high_part(float x) { return __int_as_float(__float_as_int(x) & 0xfff00000); }
+
+DEVICE void high_and_low(float x0, float x1, float x2, float x3, u32& high, u32& low) {
+    const float h0 = high_part(x0), h1 = high_part(x1), h2 = high_part(x2), h3 = high_part(x3);
+    high = pack_e4m3(h0, h1, h2, h3);
+    low = pack_e4m3(x0 - h0, x1 - h1, x2 - h2, x3 - h3);
+}
+
+// Weights times this lie where fp16 has most room above and below; keys' scales are kept times
+// 2^-8, so that neither products with queries (below 2^8) nor those with weights overflow.
+constexpr int WEIGHT_BITS = 15, SCALE_BITS = 8;
+
+// ---------------------------------------------------------------- producer
+
+// One warp.
+DEVICE void produce(const Problem& problem, const TensorMap* codes_map,
+                    const TensorMap* scales_map, const TensorMap* rotary_map, u32 shared,
+                    const Plan& plan, int tiles, int lane) {
+    const u64 policy = tiles > 1 ? L2_EVICT_NORMAL : L2_EVICT_FIRST;
+    u32 step = 0;
+    Walk walk;
+    for (bool more = walk.begin(problem, plan); more; more = walk.next(problem, plan), ++step) {
+        const Ring<CODE_STAGES> codes(step);
+        const Ring<SIDE_STAGES> side(step);
+#pragma unroll
+        for (int c = 0; c < QUARTERS; ++c) {
+            const u32 place = codes.slot * QUARTERS + c, full = shared + CODES_FULL_AT + place * 8;
+            mbarrier_wait(shared + CODES_EMPTY_AT + place * 8, codes.parity ^ 1);
+            if (lane == 0) {
+                mbarrier_arrive_expect(full, QUARTER_BYTES);
+                tma_load(shared + CODES_AT + place * QUARTER_BYTES, codes_map, full, policy,
+                         c * QUARTER, 0, walk.id);
+            }
+        }
+        const u32 full = shared + SIDE_FULL_AT + side.slot * 8;
+        mbarrier_wait(shared + SIDE_EMPTY_AT + side.slot * 8, side.parity ^ 1);
+        if (lane == 0) {
+            mbarrier_arrive_expect(full, SCALE_BYTES + ROTARY_BYTES);
+            tma_load(shared + SCALES_AT + side.slot * SCALE_BYTES, scales_map, full, policy, 0, 0,
+                     walk.id);
+            tma_load(shared + ROTARY_AT + side.slot * ROTARY_BYTES, rotary_map, full, policy, 0, 0,
+                     walk.id);
+        }
+        __syncwarp();
+    }
+}
+
+// ---------------------------------------------------------------- turners
+
+// One warp: a page's scales from [key][quarter] to [quarter][key], in place; zeros behind the
+// sequence's end, where the pool may hold anything.
+DEVICE void turn_scales(u32 scales, int valid, int lane) {
+    float4 of[2];
+#pragma unroll
+    for (int i = 0; i < 2; ++i) of[i] = load_shared<float4>(scales + (lane + 32 * i) * 16);
+    __syncwarp();
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+        const int key = lane + 32 * i;
+        const float factor = 1.0f / (1 << SCALE_BITS);
+        const bool seen = key < valid;
+        store_shared(scales + key * 4, seen ? of[i].x * factor : 0.0f);
+        store_shared(scales + (PAGE + key) * 4, seen ? of[i].y * factor : 0.0f);
+        store_shared(scales + (2 * PAGE + key) * 4, seen ? of[i].z * factor : 0.0f);
+        store_shared(scales + (3 * PAGE + key) * 4, seen ? of[i].w * factor : 0.0f);
+    }
+    __syncwarp();
+}
+
+// Byte n is set where key n of four is seen: 2 c, 2 c + 1, 8 + 2 c, 9 + 2 c of 16.
+DEVICE u32 seen_keys(int valid, int group, int lane) {
+    const int first = group * 16 + lane % 4 * 2;
+    return (first < valid ? 0xffu : 0) | (first + 1 < valid ? 0xff00u : 0) |
+           (first + 8 < valid ? 0xff0000u : 0) | (first + 9 < valid ? 0xff000000u : 0);
+}
+
+// Three warps. A quarter is 16 pieces of 32 columns x 16 keys, each of a warp's ldmatrix.
+DEVICE void turn(const Problem& problem, u32 shared, const Plan& plan, int warp, int lane) {
+    // Of a piece: lane l reads key l % 16, 16 columns l / 16; writes one row of even or odd columns.
+    const u32 key = lane % 16, from_unit = lane / 16;
+    const u32 row = lane / 16 * 16 + lane % 16;
+    u32 step = 0;
+    const int last = plan.last;
+#pragma unroll 1
+    for (int sequence = plan.first; sequence <= last; ++sequence) {
+        const int length = cache_length(problem, sequence);
+        const int end = sequence == last ? plan.last_end : page_count(length);
+#pragma unroll 1
+        for (int page = sequence == plan.first ? plan.first_page : 0; page < end; ++page, ++step) {
+            const Ring<CODE_STAGES> codes(step);
+            const Ring<SIDE_STAGES> side(step);
+            const int valid = length - page * PAGE;
+            if (warp == 0) {
+                mbarrier_wait(shared + SIDE_FULL_AT + side.slot * 8, side.parity);
+                turn_scales(shared + SCALES_AT + side.slot * SCALE_BYTES, valid, lane);
+                if (lane == 0) mbarrier_arrive(shared + SCALES_FULL_AT + side.slot * 8);
+            }
+#pragma unroll 1
+            for (int c = 0; c < QUARTERS; ++c) {
+                const u32 place = codes.slot * QUARTERS + c;
+                const Ring<VALUE_SLOTS> to(step * QUARTERS + c);
+                mbarrier_wait(shared + CODES_FULL_AT + place * 8, codes.parity);
+                mbarrier_wait(shared + VALUES_EMPTY_AT + to.slot * 8, to.parity ^ 1);
+                const u32 source = shared + CODES_AT + place * QUARTER_BYTES;
+                const u32 target = shared + VALUES_AT + to.slot * QUARTER_BYTES;
+                const int first = (warp + c) % TURNERS;
+#pragma unroll
+                for (int half = 0; half < 2; ++half) {
+                    u32 words[3][4];
+#pragma unroll
+                    for (int j = 0; j < 3; ++j) {
+                        const int piece = first + (half * 3 + j) * TURNERS;
+                        const int group = piece / 4, unit = piece % 4 * 2 + from_unit;
+                        if (piece < 16) {
+                            ldmatrix_x4_transposed(
+                                words[j],
+                                source + swizzle128((group * 16 + key) * 128 + unit * 16));
+                        }
+                    }
+#pragma unroll
+                    for (int j = 0; j < 3; ++j) {
+                        const int piece = first + (half * 3 + j) * TURNERS;
+                        const int group = piece / 4;
+                        if (piece >= 16) continue;
+                        u32 turned[4];
+#pragma unroll
+                        for (int i = 0; i < 4; ++i) {
+                            turned[i] = permute_bytes(words[j][i / 2 * 2], words[j][i / 2 * 2 + 1],
+                                                      i % 2 ? 0x7531 : 0x6420);
+                        }
+                        if (valid < PAGE) {
+                            const u32 seen = seen_keys(valid, group, lane);
+#pragma unroll
+                            for (int i = 0; i < 4; ++i) turned[i] &= seen;
+                        }
+                        stmatrix_x4(target + swizzle64((piece % 4 * 32 + row) * 64 + group * 16),
+                                    turned[0], turned[1], turned[2], turned[3]);
+                    }
+                }
+                fence_async_shared();
+                __syncwarp();
+                if (lane == 0) {
+                    mbarrier_arrive(shared + VALUES_FULL_AT + to.slot * 8);
+                    mbarrier_arrive(shared + CODES_EMPTY_AT + place * 8);
+                }
+            }
+        }
+    }
+}
+
+// ---------------------------------------------------------------- consumers
+
+// The consumers' threads: a tile's queries in two halves. A row is multiplied by the power of two that
+// brings its largest latent number to 128 .. 256, where e4m3 has bits to spare below.
+DEVICE void split_queries(const Problem& problem, u32 shared, int sequence, int tile, int rows,
+                          int thread) {
+    const int warp = thread / 32, lane = thread % 32;
+    const u16* queries =
+        problem.q + (static_cast<long long>(sequence) * problem.query_len * problem.heads +
+                     tile * TILE) * ROW;
+#pragma unroll 4
+    for (int r = warp; r < TILE; r += CONSUMERS / 32) {
+        const u32 row = BESIDE ? r / 8 * 16 + r % 8 : r;  // of the product
+        uint4 of[2] = {make_uint4(0, 0, 0, 0), make_uint4(0, 0, 0, 0)};
+        u32 rotary = 0;
+        if (r < rows) {
+            const u16* from = queries + r * ROW;
+            of[0] = load_once(from + lane * 16);
+            of[1] = load_once(from + lane * 16 + 8);
+            rotary = __ldg(reinterpret_cast<const u32*>(from + LATENT) + lane);
+        }
+        const u32 words[8] = {of[0].x, of[0].y, of[0].z, of[0].w,
+                              of[1].x, of[1].y, of[1].z, of[1].w};
+        float x[16], largest = 0;
+#pragma unroll
+        for (int i = 0; i < 16; ++i) {
+            x[i] = __uint_as_float(i % 2 ? words[i / 2] & 0xffff0000u : words[i / 2] << 16);
+            largest = fmaxf(largest, fabsf(x[i]));
+        }
+#pragma unroll
+        for (int step = 16; step > 0; step /= 2) {
+            largest = fmaxf(largest, __shfl_xor_sync(0xffffffffu, largest, step));
+        }
+        const int exponent = min(max(exponent_of(largest), 127 - 60), 127 + 60);
+        const float up = power(127 + 7 + 127 - exponent);
+        u32 high[4], low[4];
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+            high_and_low(x[4 * i] * up, x[4 * i + 1] * up, x[4 * i + 2] * up, x[4 * i + 3] * up,
+                         high[i], low[i]);
+        }
+        const u32 at = lane / 8 * QUARTER_BYTES, unit = lane % 8 * 16;
+        const u32 low_at = BESIDE ? HIGH_AT + at + swizzle128((row + 8) * 128 + unit)
+                                  : LOW_AT + at + swizzle128(row * 128 + unit);
+        store_shared(shared + HIGH_AT + at + swizzle128(row * 128 + unit),
+                     make_uint4(high[0], high[1], high[2], high[3]));
+        store_shared(shared + low_at, make_uint4(low[0], low[1], low[2], low[3]));
+        store_shared(shared + Q_ROTARY_AT + swizzle128(row * 128 + lane * 4),
+                     static_cast<int>(rotary));
+        if (BESIDE) {
+            store_shared(shared + Q_ROTARY_AT + swizzle128((row + 8) * 128 + lane * 4), 0);
+        }
+        if (lane == 0) {
+            // Scores come as q k 2^-8 up.
+            store_shared(shared + UP_AT + r * 4, power(127 + 7 + 127 - exponent - SCALE_BITS));
+            store_shared(shared + DOWN_AT + r * 4,
+                         problem.scale_log2 * power(exponent - 7 + SCALE_BITS));
+        }
+    }
+    fence_async_shared();
+    barrier_wait(BOTH, CONSUMERS);
+}
+
+DEVICE void consume(const Problem& problem, char* shared_pointer, const Plan& plan, int block,
+                    int tile, int tiles, int group) {
+    const u32 shared = shared_address(shared_pointer);
+    const int thread = threadIdx.x % 128, warp = uniform(thread / 32), lane = thread % 32;
+    const int rows_all = problem.query_len * problem.heads;
+    const int rows = min(TILE, rows_all - tile * TILE);
+    const int warp_row = warp * 8 * HALVES;  // the warp's first
+    int row[HALVES], query[HALVES];          // this thread's, in the tile
+#pragma unroll
+    for (int h = 0; h < HALVES; ++h) {
+        row[h] = warp_row + lane / 4 + 8 * h;
+        query[h] = (tile * TILE + row[h]) / problem.heads;
+    }
+    // O of this warpgroup's two quarters. o_at(ci, i): i as of a product 128 wide, without the low
+    // halves' rows where they lie beside.
+    constexpr int PIECES = QUARTER / WIDTH, EACH = WIDTH / 4 * HALVES;
+    float o[2][PIECES][EACH];
+    u32 step = 0;
+    const int last_sequence = uniform(plan.last);
+    for (int sequence = uniform(plan.first); sequence <= last_sequence; ++sequence) {
+        const int length = uniform(cache_length(problem, sequence));
+        const int pages = page_count(length);
+        const int begin = uniform(sequence == plan.first ? plan.first_page : 0);
+        const int end = uniform(sequence == last_sequence ? plan.last_end : pages);
+        if (begin >= end) continue;
+        const int unmasked = length - problem.query_len + 1;  // keys that every row sees
+
+        // Of this warpgroup's pages: the maximum of scores times log2 e, the sum of weights.
+        float maximum[HALVES], sum[HALVES];
+        float reference[HALVES];  // what O refers to
+        float up[HALVES], down[HALVES];
+        split_queries(problem, shared, sequence, tile, rows, group * 128 + thread);
+#pragma unroll
+        for (int h = 0; h < HALVES; ++h) {
+            maximum[h] = reference[h] = -infinity();
+            sum[h] = 0;
+            up[h] = load_shared(shared + UP_AT + row[h] * 4);
+            down[h] = load_shared(shared + DOWN_AT + row[h] * 4);
+        }
+#pragma unroll
+        for (int i = 0; i < 2 * PIECES * EACH; ++i) o[i / EACH / PIECES][i / EACH % PIECES][i % EACH] = 0;
+
+        // Scores of a page, their weights, and what the other warpgroup is to know of them.
+        auto scores = [&](int page, u32 number) {
+            const Ring<CODE_STAGES> codes(number);
+            const Ring<SIDE_STAGES> side(number);
+            const u32 full = shared + CODES_FULL_AT + codes.slot * QUARTERS * 8;
+            const u32 empty = shared + CODES_EMPTY_AT + codes.slot * QUARTERS * 8;
+            const u32 keys = shared + CODES_AT + codes.slot * QUARTERS * QUARTER_BYTES;
+            const u32 rotary = shared + ROTARY_AT + side.slot * ROTARY_BYTES;
+            const u32 scales = shared + SCALES_AT + side.slot * SCALE_BYTES + lane % 4 * 8;
+            constexpr int BUFFERS = BESIDE ? 2 : 1;
+            float products[BUFFERS][32];
+            float s[8][HALVES][2];  // [8 keys][row][key]
+            auto multiply = [&](int j) {  // a quarter, or the rotary columns
+                auto& d = products[j % BUFFERS];
+                registers_pin(d);
+                wgmma_fence();
+                if (j < QUARTERS) {
+                    mbarrier_wait(full + j * 8, codes.parity);
+                    const u64 b = matrix_descriptor(keys + j * QUARTER_BYTES, 1024);
+                    const u64 high = matrix_descriptor(shared + HIGH_AT + j * QUARTER_BYTES, 1024);
+#pragma unroll
+                    for (int k = 0; k < 4; ++k) {
+                        Wgmma<64, E4M3>::ss(d, descriptor_advance(high, k * 32),
+                                            descriptor_advance(b, k * 32), k > 0);
+                    }
+                    if (!BESIDE) {
+                        const u64 low = matrix_descriptor(shared + LOW_AT + j * QUARTER_BYTES, 1024);
+#pragma unroll
+                        for (int k = 0; k < 4; ++k) {
+                            Wgmma<64, E4M3>::ss(d, descriptor_advance(low, k * 32),
+                                                descriptor_advance(b, k * 32), 1);
+                        }
+                    }
+                } else {
+                    const u64 a = matrix_descriptor(shared + Q_ROTARY_AT, 1024);
+                    const u64 b = matrix_descriptor(rotary, 1024);
+#pragma unroll
+                    for (int k = 0; k < 4; ++k) {
+                        Wgmma<64, BF16>::ss(d, descriptor_advance(a, k * 32),
+                                            descriptor_advance(b, k * 32), k > 0);
+                    }
+                }
+                wgmma_commit();
+            };
+            auto take = [&](int j) {
+                auto& d = products[j % BUFFERS];
+                registers_pin(d);
+                if (j < QUARTERS) release(empty + j * 8, lane);
+#pragma unroll
+                for (int b = 0; b < 8; ++b) {
+                    float2 scale = make_float2(0, 0);
+                    if (j < QUARTERS) scale = load_shared<float2>(scales + j * PAGE * 4 + b * 32);
+#pragma unroll
+                    for (int i = 0; i < 2 * HALVES; ++i) {
+                        const int h = i / 2, e = i % 2;
+                        const float key_scale = e ? scale.y : scale.x;
+                        if (j == QUARTERS) {
+                            s[b][h][e] += d[4 * b + i] * up[h];
+                        } else {
+                            const float product = BESIDE ? d[4 * b + i] + d[4 * b + 2 + i] : d[4 * b + i];
+                            if (j == 0) {
+                                s[b][h][e] = product * key_scale;
+                            } else {
+                                s[b][h][e] += product * key_scale;
+                            }
+                        }
+                    }
+                }
+            };
+            multiply(0);
+            if (BUFFERS > 1) multiply(1);
+            mbarrier_wait(shared + SCALES_FULL_AT + side.slot * 8, side.parity);
+            mbarrier_wait(shared + SIDE_FULL_AT + side.slot * 8, side.parity);
+#pragma unroll
+            for (int j = 0; j <= QUARTERS; ++j) {
+                if (BUFFERS > 1 && j < QUARTERS) {
+                    wgmma_wait<1>();
+                } else {
+                    wgmma_wait<0>();
+                }
+                take(j);
+                if (j + BUFFERS <= QUARTERS) multiply(j + BUFFERS);
+            }
+            u32 p[HALVES][8];
+#pragma unroll
+            for (int h = 0; h < HALVES; ++h) {
+                if (page * PAGE + PAGE > unmasked) {
+                    const int limit = unmasked + query[h];  // keys that the row sees
+#pragma unroll
+                    for (int i = 0; i < 16; ++i) {
+                        const int key = page * PAGE + i / 2 * 8 + lane % 4 * 2 + i % 2;
+                        if (key >= limit) s[i / 2][h][i % 2] = -infinity();
+                    }
+                }
+                float top = s[0][h][0];
+#pragma unroll
+                for (int i = 0; i < 16; ++i) top = fmaxf(top, s[i / 2][h][i % 2]);
+                const float larger = fmaxf(maximum[h], quad_max(top) * down[h]);
+                const float base = larger == -infinity() ? 0 : larger;
+                sum[h] *= exp2_fast(maximum[h] - base);
+                maximum[h] = larger;
+#pragma unroll
+                for (int b = 0; b < 8; ++b) {
+                    const float x = exp2_fast(s[b][h][0] * down[h] - (base - WEIGHT_BITS));
+                    const float y = exp2_fast(s[b][h][1] * down[h] - (base - WEIGHT_BITS));
+                    sum[h] += x + y;
+                    p[h][b] = pack<F16>(x, y);
+                }
+            }
+            // All warps have to be done with the rotary columns.
+            barrier_wait(OWN + group, 128);
+#pragma unroll
+            for (int i = 0; i < 2 * HALVES; ++i) {
+                const u32* four = p[i / 2] + i % 2 * 4;
+                store_shared(rotary + i * 2048 + thread * 16,
+                             make_uint4(four[0], four[1], four[2], four[3]));
+            }
+            if (lane % 4 == 0) {
+#pragma unroll
+                for (int h = 0; h < HALVES; ++h) {
+                    store_shared(shared + MAXIMA_AT + side.slot * 256 + row[h] * 4, maximum[h]);
+                }
+            }
+            fence_async_shared();  // TMA writes there next
+            release(shared + PUBLISHED_AT + side.slot * 8, lane);
+        };
+
+        // O += P V of a page, in this warpgroup's two quarters.
+        auto values = [&](u32 number) {
+            const Ring<SIDE_STAGES> side(number);
+            const u32 weights = shared + ROTARY_AT + side.slot * ROTARY_BYTES + thread * 16;
+            const u32 scales = shared + SCALES_AT + side.slot * SCALE_BYTES + lane % 4 * 8;
+            mbarrier_wait(shared + PUBLISHED_AT + side.slot * 8, side.parity);
+            mbarrier_wait(shared + SCALES_FULL_AT + side.slot * 8, side.parity);
+            float old_factor[HALVES], new_factor[HALVES];
+#pragma unroll
+            for (int h = 0; h < HALVES; ++h) {
+                const float of_page = load_shared(shared + MAXIMA_AT + side.slot * 256 + row[h] * 4);
+                const float larger = fmaxf(reference[h], of_page);
+                const float base = larger == -infinity() ? 0 : larger;
+                old_factor[h] = exp2_fast(reference[h] - base);
+                new_factor[h] = exp2_fast(of_page - base);
+                reference[h] = larger;
+            }
+#pragma unroll
+            for (int ci = 0; ci < 2; ++ci) {
+                const int c = group * 2 + ci;
+                float x[8][HALVES][2];
+                float factor[HALVES];
+#pragma unroll
+                for (int i = 0; i < 2 * HALVES; ++i) {
+                    const uint4 four = load_shared<uint4>(weights + i * 2048);
+                    const u32 words[4] = {four.x, four.y, four.z, four.w};
+#pragma unroll
+                    for (int j = 0; j < 4; ++j) {
+                        const float2 pair = halves_to_floats(words[j]);
+                        x[i % 2 * 4 + j][i / 2][0] = pair.x;
+                        x[i % 2 * 4 + j][i / 2][1] = pair.y;
+                    }
+                }
+#pragma unroll
+                for (int b = 0; b < 8; ++b) {
+                    const float2 scale = load_shared<float2>(scales + c * PAGE * 4 + b * 32);
+#pragma unroll
+                    for (int h = 0; h < HALVES; ++h) {
+                        x[b][h][0] *= scale.x;
+                        x[b][h][1] *= scale.y;
+                    }
+                }
+                if (ci == 1) release(shared + SIDE_EMPTY_AT + side.slot * 8, lane);
+#pragma unroll
+                for (int h = 0; h < HALVES; ++h) {
+                    float largest = 0;
+#pragma unroll
+                    for (int i = 0; i < 16; ++i) largest = fmaxf(largest, fabsf(x[i / 2][h][i % 2]));
+                    // To 128 .. 256, and back with O: weights are 2^15, scales 2^-8 too large.
+                    const int exponent = min(max(exponent_of(quad_max(largest)), 24), 254);
+                    const float up_x = power(127 + 7 + 127 - exponent);
+                    factor[h] = power(exponent - 7 - WEIGHT_BITS + SCALE_BITS) * new_factor[h];
+#pragma unroll
+                    for (int i = 0; i < 16; ++i) x[i / 2][h][i % 2] *= up_x;
+                }
+                u32 high[4][HALVES], low[4][HALVES];  // 16 keys each
+#pragma unroll
+                for (int k = 0; k < 4; ++k) {
+#pragma unroll
+                    for (int h = 0; h < HALVES; ++h) {
+                        high_and_low(x[2 * k][h][0], x[2 * k][h][1], x[2 * k + 1][h][0],
+                                     x[2 * k + 1][h][1], high[k][h], low[k][h]);
+                    }
+                }
+                const Ring<VALUE_SLOTS> from(number * QUARTERS + c);
+                const u32 tile_at = shared + VALUES_AT + from.slot * QUARTER_BYTES;
+                mbarrier_wait(shared + VALUES_FULL_AT + from.slot * 8, from.parity);
+#pragma unroll
+                for (int piece = 0; piece < PIECES; ++piece) {
+                    float d[WIDTH / 2];
+                    const u64 b = matrix_descriptor<Swizzle::BYTES_64>(tile_at + piece * WIDTH * PAGE, 512);
+                    registers_pin(d);
+                    wgmma_fence();
+#pragma unroll
+                    for (int k = 0; k < 2; ++k) {
+                        const u64 at = descriptor_advance(b, k * 32);
+                        if constexpr (BESIDE) {
+                            Wgmma<WIDTH, E4M3>::rs(d, high[2 * k][0], low[2 * k][0], high[2 * k + 1][0],
+                                                   low[2 * k + 1][0], at, k > 0);
+                        } else {
+                            Wgmma<WIDTH, E4M3>::rs(d, high[2 * k][0], high[2 * k][1],
+                                                   high[2 * k + 1][0], high[2 * k + 1][1], at, k > 0);
+                            Wgmma<WIDTH, E4M3>::rs(d, low[2 * k][0], low[2 * k][1],
+                                                   low[2 * k + 1][0], low[2 * k + 1][1], at, 1);
+                        }
+                    }
+                    wgmma_commit();
+                    wgmma_wait<0>();
+                    registers_pin(d);
+                    if (piece == PIECES - 1) release(shared + VALUES_EMPTY_AT + from.slot * 8, lane);
+#pragma unroll
+                    for (int i = 0; i < EACH; ++i) {
+                        const int h = BESIDE ? 0 : i / 2 % 2;
+                        const float product = BESIDE ? d[i / 2 * 4 + i % 2] + d[i / 2 * 4 + 2 + i % 2] : d[i];
+                        o[ci][piece][i] = o[ci][piece][i] * old_factor[h] + product * factor[h];
+                    }
+                }
+            }
+        };
+
+        const int count = end - begin;
+        for (int i = (static_cast<int>(step) ^ group) & 1; i < count; i += 2) {
+            scores(begin + i, step + i);
+            if (i > 0) values(step + i - 1);
+            values(step + i);
+        }
+        step += count;
+        if ((static_cast<int>(step - 1) ^ group) & 1) values(step - 1);
+
+        // Row sums over both warpgroups' pages; what O refers to is the larger maximum.
+        float total[HALVES];
+        barrier_wait(BOTH, CONSUMERS);  // the sums of the sequence before have been read
+#pragma unroll
+        for (int h = 0; h < HALVES; ++h) {
+            const float of_all = quad_sum(sum[h]);
+            if (lane % 4 == 0) {
+                const u32 at = shared + SUMS_AT + (group * 64 + row[h]) * 8;
+                store_shared(at, maximum[h]);
+                store_shared(at + 4, of_all * power(127 - WEIGHT_BITS));
+            }
+        }
+        barrier_wait(BOTH, CONSUMERS);
+        float factor[HALVES];
+#pragma unroll
+        for (int h = 0; h < HALVES; ++h) {
+            const float base = reference[h] == -infinity() ? 0 : reference[h];
+            const float2 even = load_shared<float2>(shared + SUMS_AT + row[h] * 8);
+            const float2 odd = load_shared<float2>(shared + SUMS_AT + (64 + row[h]) * 8);
+            total[h] = even.y * exp2_fast(even.x - base) + odd.y * exp2_fast(odd.x - base);
+            factor[h] = reciprocal_or_zero(total[h]);
+        }
+
+        // Four neighbouring columns of a row: 16 j + 4 (lane % 4) and on, of a quarter. Even columns
+        // are the first eight of 16 in the product, odd ones the others.
+        auto o_at = [&](int ci, int j, int h, int column) -> float& {
+            const int block_of_8 = 2 * j + column % 2, e = column / 2;
+            const int piece = block_of_8 / (WIDTH / 8), within = block_of_8 % (WIDTH / 8);
+            return o[ci][piece][(within * HALVES + h) * 2 + e];
+        };
+        const bool whole = begin == 0 && end == pages;
+        const bool exchanged = uniform(plan.pieces && plan.first_splits == 2);
+        constexpr int FOURS = 16 * HALVES;  // fours of columns that a thread holds
+        if (!whole) {
+            const int slot = part_slot(block, begin == 0 ? 0 : 1, tiles, tile);
+            if (group == 0 && lane % 4 == 0) {
+#pragma unroll
+                for (int h = 0; h < HALVES; ++h) {
+                    problem.part_sums[slot * TILE + row[h]] = make_float2(reference[h], total[h]);
+                }
+            }
+            float4* part = reinterpret_cast<float4*>(problem.parts) +
+                           static_cast<long long>(slot) * (TILE * LATENT / 4);
+            // Where two blocks share a sequence, the first has the last word on columns 0 .. 255.
+            if (warp_row < rows && !(exchanged && group == (begin == 0 ? 0 : 1))) {
+#pragma unroll
+                for (int i = 0; i < FOURS; ++i) {
+                    const int ci = i / HALVES / 8, j = i / HALVES % 8, h = i % HALVES;
+                    const float4 four = make_float4(o_at(ci, j, h, 0), o_at(ci, j, h, 1),
+                                                    o_at(ci, j, h, 2), o_at(ci, j, h, 3));
+                    if (exchanged) {
+                        part[i * 128 + thread] = four;
+                    } else if (row[h] < rows) {
+                        part[row[h] * (LATENT / 4) + (group * 2 + ci) * (QUARTER / 4) + j * 4 +
+                             lane % 4] = four;
+                    }
+                }
+            }
+            barrier_arrive(sequence == plan.first ? PART : PART + 1, WATCHED);
+        }
+        if (exchanged) {
+            barrier_wait(ALL_PARTS, WATCHED);
+            const int index = begin == 0 ? 0 : 1;
+            if (group == index && warp_row < rows) {
+                const int slot = part_slot(plan.first_block + 1 - index, 1 - index, tiles, tile);
+                const float4* part = reinterpret_cast<const float4*>(problem.parts) +
+                                     static_cast<long long>(slot) * (TILE * LATENT / 4) + thread;
+                float weight[HALVES];
+#pragma unroll
+                for (int h = 0; h < HALVES; ++h) {
+                    const float2 other = load_l2(problem.part_sums + slot * TILE + row[h]);
+                    float top = fmaxf(reference[h], other.x);
+                    if (top == -infinity()) top = 0;
+                    factor[h] = exp2_fast(reference[h] - top);
+                    weight[h] = exp2_fast(other.x - top);
+                    const float inverse =
+                        reciprocal_or_zero(total[h] * factor[h] + other.y * weight[h]);
+                    factor[h] *= inverse;
+                    weight[h] *= inverse;
+                }
+                constexpr int AT_ONCE = 8;
+#pragma unroll
+                for (int i = 0; i < FOURS; i += AT_ONCE) {
+                    float4 x[AT_ONCE];
+#pragma unroll
+                    for (int n = 0; n < AT_ONCE; ++n) x[n] = load_l2(part + (i + n) * 128);
+#pragma unroll
+                    for (int n = 0; n < AT_ONCE; ++n) {
+                        const int ci = (i + n) / HALVES / 8, j = (i + n) / HALVES % 8;
+                        const int h = (i + n) % HALVES;
+                        const float others[4] = {x[n].x, x[n].y, x[n].z, x[n].w};
+#pragma unroll
+                        for (int column = 0; column < 4; ++column) {
+                            float& mine = o_at(ci, j, h, column);
+                            mine = mine * factor[h] + others[column] * weight[h];
+                        }
+                    }
+                }
+#pragma unroll
+                for (int h = 0; h < HALVES; ++h) factor[h] = 1;
+            }
+        }
+        if ((whole || (exchanged && group == (begin == 0 ? 0 : 1))) && warp_row < rows) {
+            u16* out = problem.out +
+                       (static_cast<long long>(sequence) * rows_all + tile * TILE) * LATENT +
+                       group * 256 + lane % 4 * 4;
+#pragma unroll
+            for (int i = 0; i < FOURS; ++i) {
+                const int ci = i / HALVES / 8, j = i / HALVES % 8, h = i % HALVES;
+                if (row[h] < rows) {
+                    *reinterpret_cast<uint2*>(out + row[h] * LATENT + ci * QUARTER + j * 16) =
+                        make_uint2(pack<BF16>(o_at(ci, j, h, 0) * factor[h], o_at(ci, j, h, 1) * factor[h]),
+                                   pack<BF16>(o_at(ci, j, h, 2) * factor[h], o_at(ci, j, h, 3) * factor[h]));
+                }
+            }
+        }
+    }
+
+    // Sequences without a key.
+    for (int sequence = block; sequence < problem.batch; sequence += gridDim.x / tiles) {
+        if (cache_length(problem, sequence) > 0) continue;
+        uint4* out = reinterpret_cast<uint4*>(
+            problem.out + (static_cast<long long>(sequence) * rows_all + tile * TILE) * LATENT);
+        for (int i = group * 128 + thread; i < rows * LATENT / 8; i += CONSUMERS) {
+            out[i] = make_uint4(0, 0, 0, 0);
+        }
+    }
+
+    if (plan.last < 0) return;
+    const int all = group * 128 + thread;
+#pragma unroll 1
+    for (int which = 0; which < 2; ++which) {
+        const int splits = which == 0 ? plan.first_splits : plan.last_splits;
+        if (splits <= 1 || (plan.pieces && splits == 2)) continue;
+        barrier_wait(ALL_PARTS + which, WATCHED);
+        combine(problem, shared_pointer, which == 0 ? plan.first : plan.last, tile, tiles, rows,
+                splits, which == 0 ? plan.first_index : plan.last_index,
+                which == 0 ? plan.first_block : plan.last_block, all);
+    }
+}
+
+}  // namespace
+
+// Grid: tiles x blocks, tile innermost, all resident at once; THREADS; SHARED_BYTES.
+extern "C" __global__ void __launch_bounds__(THREADS, 1)
+mla_decode(const __grid_constant__ TensorMap codes_map,
+           const __grid_constant__ TensorMap scales_map,
+           const __grid_constant__ TensorMap rotary_map, const __grid_constant__ Problem problem,
+           int tiles) {
+    extern __shared__ __align__(1024) char memory[];
+    const u32 shared = (shared_address(memory) + 1023) & ~1023u;  // the swizzle's pattern
+    char* shared_pointer = memory + (shared - shared_address(memory));
+    const u32 warp = warp_index();
+    const int tile = blockIdx.x % tiles, block = blockIdx.x / tiles;
+    const int blocks = min(static_cast<int>(gridDim.x) / tiles, MOST_SPLITS);
+    Plan* plan = reinterpret_cast<Plan*>(shared_pointer + PLAN_AT);
+
+    if (warp < CONSUMERS / 32) {
+        make_plan(problem, block, blocks, plan, shared_pointer + PLAN_AT + 64);
+    } else if (threadIdx.x == CONSUMERS) {
+        tensor_map_prefetch(&codes_map);
+        tensor_map_prefetch(&scales_map);
+        tensor_map_prefetch(&rotary_map);
+        for (int i = 0; i < CODE_STAGES * QUARTERS; ++i) {
+            mbarrier_init(shared + CODES_FULL_AT + i * 8, 1);
+            mbarrier_init(shared + CODES_EMPTY_AT + i * 8, 4 + TURNERS);
+        }
+        for (int i = 0; i < VALUE_SLOTS; ++i) {
+            mbarrier_init(shared + VALUES_FULL_AT + i * 8, TURNERS);
+            mbarrier_init(shared + VALUES_EMPTY_AT + i * 8, 4);
+        }
+        for (int i = 0; i < SIDE_STAGES; ++i) {
+            mbarrier_init(shared + SIDE_FULL_AT + i * 8, 1);
+            mbarrier_init(shared + SIDE_EMPTY_AT + i * 8, 8);
+            mbarrier_init(shared + SCALES_FULL_AT + i * 8, 1);
+            mbarrier_init(shared + PUBLISHED_AT + i * 8, 4);
+        }
+        mbarrier_init_fence();
+    }
+    __syncthreads();
+    const Plan& mine = *plan;  // read where it is needed: registers are dear
+
+    if (warp >= 8) {
+        registers_release<72>();
+        const int lane = threadIdx.x % 32;
+        if (warp == 8) {
+            produce(problem, &codes_map, &scales_map, &rotary_map, shared, mine, tiles, lane);
+            watch(problem, mine, tile, tiles, lane);
+        } else {
+            turn(problem, shared, mine, warp - 9, lane);
+        }
+    } else {
+        registers_claim<216>();
+        consume(problem, shared_pointer, mine, block, tile, tiles, warp / 4);
+    }
+}
