@@ -48,6 +48,10 @@ DEVICE bool elect_one() {
     return chosen != 0;
 }
 
+// The largest, the smallest of all lanes of a warp.
+DEVICE u32 warp_max(u32 x) { return __reduce_max_sync(0xffffffffu, x); }
+DEVICE u32 warp_min(u32 x) { return __reduce_min_sync(0xffffffffu, x); }
+
 // setmaxnreg: every warp of a warpgroup executes it; counts are multiples of 8 in [24, 256].
 template <int COUNT>
 DEVICE void registers_release() {
@@ -426,6 +430,25 @@ DEVICE float2 halves_to_floats(u32 halves) {
     return x;
 }
 
+// Four fp16 to e4m3 bytes (saturating), lowest index in the lowest byte.
+DEVICE u32 halves_to_e4m3(u32 low, u32 high) {
+    u16 first, second;
+    asm("cvt.rn.satfinite.e4m3x2.f16x2 %0, %1;" : "=h"(first) : "r"(low));
+    asm("cvt.rn.satfinite.e4m3x2.f16x2 %0, %1;" : "=h"(second) : "r"(high));
+    return static_cast<u32>(first) | (static_cast<u32>(second) << 16);
+}
+// Two fp16 each, rounded to nearest, subnormal ones included.
+DEVICE u32 mul_f16x2(u32 x, u32 y) {
+    u32 out;
+    asm("mul.rn.f16x2 %0, %1, %2;" : "=r"(out) : "r"(x), "r"(y));
+    return out;
+}
+DEVICE u32 sub_f16x2(u32 x, u32 y) {
+    u32 out;
+    asm("sub.rn.f16x2 %0, %1, %2;" : "=r"(out) : "r"(x), "r"(y));
+    return out;
+}
+
 // Byte n of the result is that which nibble n of the selector names: 0..3, or its sign bit eight
 // times where 8 is added.
 DEVICE u32 permute_bytes(u32 x, u32 selector) {
@@ -464,6 +487,9 @@ DEVICE void store_shared(u32 address, uint4 x) {
     asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(x.x), "r"(x.y),
                  "r"(x.z), "r"(x.w)
                  : "memory");
+}
+DEVICE void store_shared(u32 address, float2 x) {
+    asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(address), "f"(x.x), "f"(x.y) : "memory");
 }
 template <class T = float>
 DEVICE T load_shared(u32 address);

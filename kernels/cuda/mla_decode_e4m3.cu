@@ -4,9 +4,9 @@
 // in bf16. Nothing of it is expanded. Scores are e4m3 x e4m3, a quarter (128 columns) at a time, and
 // a quarter's sums take their keys' scales in fp32; weights take them before they are rounded, so
 // values need none. What would be lost by rounding queries and weights to e4m3 is kept as a
-// second number: the high four bits of the mantissa and the next four, each an e4m3, which is all that
-// a bf16 query has. Their products with a code add up in the same accumulator: twice the products
-// at twice the rate of bf16.
+// second number: the four leading bits and the next four, each an e4m3, which is all that a bf16
+// query has. Their products with a code add up in the same accumulator: twice the products at
+// twice the rate of bf16.
 //
 // With at most 32 rows in a tile (TILE_ROWS = 32) high and low halves are rows r and r + 8 of one
 // product (both of one thread's), which would else multiply padding: half the products.
@@ -57,6 +57,7 @@ constexpr int QUARTERS = LATENT / QUARTER;
 constexpr u32 QUARTER_BYTES = PAGE * QUARTER;
 constexpr u32 ROTARY_BYTES = PAGE * 64 * 2;
 constexpr u32 SCALE_BYTES = PAGE * QUARTERS * 4;
+constexpr u32 FACTOR_BYTES = PAGE * QUARTERS * 2 + QUARTERS * 8;
 constexpr int THREADS = 384;
 constexpr int TURNERS = 3;  // warps
 
@@ -68,7 +69,8 @@ constexpr u32 CODES_AT = Q_ROTARY_AT + ROTARY_BYTES;
 constexpr u32 VALUES_AT = CODES_AT + CODE_STAGES * QUARTERS * QUARTER_BYTES;  // [slot][128][64]
 constexpr u32 ROTARY_AT = VALUES_AT + VALUE_SLOTS * QUARTER_BYTES;  // later the page's P
 constexpr u32 SCALES_AT = ROTARY_AT + SIDE_STAGES * ROTARY_BYTES;
-constexpr u32 MAXIMA_AT = SCALES_AT + SIDE_STAGES * SCALE_BYTES;  // [stage][64] what P refers to
+constexpr u32 FACTORS_AT = SCALES_AT + SIDE_STAGES * SCALE_BYTES;  // see turn_scales
+constexpr u32 MAXIMA_AT = FACTORS_AT + SIDE_STAGES * FACTOR_BYTES;  // [stage][64] what P refers to
 constexpr u32 UP_AT = MAXIMA_AT + SIDE_STAGES * 256;  // [64] what a row's rotary part is scaled by
 constexpr u32 DOWN_AT = UP_AT + 256;                  // [64] what its scores are
 constexpr u32 SUMS_AT = DOWN_AT + 256;                // [2][64] maximum, sum of a warpgroup's pages
@@ -105,19 +107,34 @@ struct Ring {
 DEVICE float power(int exponent) { return __int_as_float(exponent << 23); }
 DEVICE int exponent_of(float positive) { return __float_as_int(positive) >> 23; }
 
-// The part of a number that four bits of mantissa hold. What is left is exact; of 8 bits it is what
-// four hold again.
-DEVICE float high_part(float x) { return __int_as_float(__float_as_int(x) & 0xfff00000); }
-
+// A number rounded to the four bits that e4m3 holds. What is left is exact, and at most five bits
+// of a bf16 number's eight: no more than a sign and four.
+DEVICE float high_part(float x) {
+    return __int_as_float((__float_as_int(x) + 0x80000) & 0xfff00000);
+}
 DEVICE void high_and_low(float x0, float x1, float x2, float x3, u32& high, u32& low) {
     const float h0 = high_part(x0), h1 = high_part(x1), h2 = high_part(x2), h3 = high_part(x3);
     high = pack_e4m3(h0, h1, h2, h3);
     low = pack_e4m3(x0 - h0, x1 - h1, x2 - h2, x3 - h3);
 }
+// The same for fp16, in pairs: 11 bits, of which the second number keeps four.
+DEVICE void high_and_low(u32 x01, u32 x23, u32& high, u32& low) {
+    const u32 h01 = (x01 + 0x00400040u) & 0xff80ff80u, h23 = (x23 + 0x00400040u) & 0xff80ff80u;
+    high = halves_to_e4m3(h01, h23);
+    low = halves_to_e4m3(sub_f16x2(x01, h01), sub_f16x2(x23, h23));
+}
 
-// Weights times this lie where fp16 has most room above and below; keys' scales are kept times
-// 2^-8, so that neither products with queries (below 2^8) nor those with weights overflow.
-constexpr int WEIGHT_BITS = 15, SCALE_BITS = 8;
+// Keys' scales are kept times 2^-8, so that products with queries (which are below 2^8) do not
+// overflow. Weights are 2^8 where their row has its maximum.
+constexpr int SCALE_BITS = 8, WEIGHT_BITS = 8;
+
+// Weights times scales are to be e4m3, whose numbers reach from 2^-9 to 2^8: a page's scales,
+// divided by a power of two above the largest, are multiplied in groups of eight powers of two, and
+// each but the first (nearly always the only one) costs another product with the values.
+constexpr int GROUP_BITS = 3;
+DEVICE int group_of(float scale, int largest_exponent) {
+    return max(largest_exponent - exponent_of(fabsf(scale)), 0) >> GROUP_BITS;
+}
 
 // ---------------------------------------------------------------- producer
 
@@ -156,22 +173,35 @@ DEVICE void produce(const Problem& problem, const TensorMap* codes_map,
 
 // ---------------------------------------------------------------- turners
 
-// One warp: a page's scales from [key][quarter] to [quarter][key], in place; zeros behind the
-// sequence's end, where the pool may hold anything.
-DEVICE void turn_scales(u32 scales, int valid, int lane) {
-    float4 of[2];
-#pragma unroll
-    for (int i = 0; i < 2; ++i) of[i] = load_shared<float4>(scales + (lane + 32 * i) * 16);
+// One warp: a page's scales from [key][quarter] to [quarter][key], in place, zeros behind the
+// sequence's end, where the pool may hold anything. And as fp16 factors, [quarter][pair c of a
+// fragment][8 keys each]: the first group's scales over the power of two; then for every quarter that power
+// of two and the count of groups.
+DEVICE void turn_scales(u32 scales, u32 factors, int valid, int lane) {
+    const float4 even = load_shared<float4>(scales + lane * 32);
+    const float4 odd = load_shared<float4>(scales + lane * 32 + 16);
+    const float of[QUARTERS][2] = {{even.x, odd.x}, {even.y, odd.y}, {even.z, odd.z},
+                                   {even.w, odd.w}};
     __syncwarp();
 #pragma unroll
-    for (int i = 0; i < 2; ++i) {
-        const int key = lane + 32 * i;
-        const float factor = 1.0f / (1 << SCALE_BITS);
-        const bool seen = key < valid;
-        store_shared(scales + key * 4, seen ? of[i].x * factor : 0.0f);
-        store_shared(scales + (PAGE + key) * 4, seen ? of[i].y * factor : 0.0f);
-        store_shared(scales + (2 * PAGE + key) * 4, seen ? of[i].z * factor : 0.0f);
-        store_shared(scales + (3 * PAGE + key) * 4, seen ? of[i].w * factor : 0.0f);
+    for (int c = 0; c < QUARTERS; ++c) {
+        float2 two = make_float2(0, 0);
+        if (2 * lane < valid) two.x = of[c][0] * power(127 - SCALE_BITS);
+        if (2 * lane + 1 < valid) two.y = of[c][1] * power(127 - SCALE_BITS);
+        const u32 x = __float_as_uint(fabsf(two.x)), y = __float_as_uint(fabsf(two.y));
+        const u32 largest = warp_max(max(x, y)), smallest = warp_min(min(x - 1, y - 1)) + 1;
+        const int exponent = min(max(static_cast<int>(largest >> 23), 1), 252);
+        const float down = power(253 - exponent);
+        store_shared(scales + (c * PAGE + 2 * lane) * 4, two);
+        store_shared(factors + c * 128 + lane % 4 * 32 + lane / 4 * 4,
+                     static_cast<int>(pack<F16>(
+                         group_of(two.x, exponent) == 0 ? two.x * down : 0.0f,
+                         group_of(two.y, exponent) == 0 ? two.y * down : 0.0f)));
+        if (lane == 0) {
+            const int groups = 1 + group_of(__uint_as_float(smallest), exponent);
+            store_shared(factors + PAGE * QUARTERS * 2 + c * 8,
+                         make_float2(power(exponent + 1), __int_as_float(largest ? groups : 1)));
+        }
     }
     __syncwarp();
 }
@@ -201,7 +231,8 @@ DEVICE void turn(const Problem& problem, u32 shared, const Plan& plan, int warp,
             const int valid = length - page * PAGE;
             if (warp == 0) {
                 mbarrier_wait(shared + SIDE_FULL_AT + side.slot * 8, side.parity);
-                turn_scales(shared + SCALES_AT + side.slot * SCALE_BYTES, valid, lane);
+                turn_scales(shared + SCALES_AT + side.slot * SCALE_BYTES,
+                            shared + FACTORS_AT + side.slot * FACTOR_BYTES, valid, lane);
                 if (lane == 0) mbarrier_arrive(shared + SCALES_FULL_AT + side.slot * 8);
             }
 #pragma unroll 1
@@ -446,6 +477,7 @@ DEVICE void consume(const Problem& problem, char* shared_pointer, const Plan& pl
                 if (j + BUFFERS <= QUARTERS) multiply(j + BUFFERS);
             }
             u32 p[HALVES][8];
+            float of_page[HALVES];
 #pragma unroll
             for (int h = 0; h < HALVES; ++h) {
                 if (page * PAGE + PAGE > unmasked) {
@@ -459,17 +491,21 @@ DEVICE void consume(const Problem& problem, char* shared_pointer, const Plan& pl
                 float top = s[0][h][0];
 #pragma unroll
                 for (int i = 0; i < 16; ++i) top = fmaxf(top, s[i / 2][h][i % 2]);
-                const float larger = fmaxf(maximum[h], quad_max(top) * down[h]);
-                const float base = larger == -infinity() ? 0 : larger;
-                sum[h] *= exp2_fast(maximum[h] - base);
-                maximum[h] = larger;
+                of_page[h] = quad_max(top) * down[h];
+                const float base = of_page[h] == -infinity() ? 0 : of_page[h];
+                float page_sum = 0;
 #pragma unroll
                 for (int b = 0; b < 8; ++b) {
                     const float x = exp2_fast(s[b][h][0] * down[h] - (base - WEIGHT_BITS));
                     const float y = exp2_fast(s[b][h][1] * down[h] - (base - WEIGHT_BITS));
-                    sum[h] += x + y;
+                    page_sum += x + y;
                     p[h][b] = pack<F16>(x, y);
                 }
+                const float larger = fmaxf(maximum[h], of_page[h]);
+                const float larger_base = larger == -infinity() ? 0 : larger;
+                sum[h] = sum[h] * exp2_fast(maximum[h] - larger_base) +
+                         page_sum * exp2_fast(of_page[h] - larger_base);
+                maximum[h] = larger;
             }
             // All warps have to be done with the rotary columns.
             barrier_wait(OWN + group, 128);
@@ -482,7 +518,7 @@ DEVICE void consume(const Problem& problem, char* shared_pointer, const Plan& pl
             if (lane % 4 == 0) {
 #pragma unroll
                 for (int h = 0; h < HALVES; ++h) {
-                    store_shared(shared + MAXIMA_AT + side.slot * 256 + row[h] * 4, maximum[h]);
+                    store_shared(shared + MAXIMA_AT + side.slot * 256 + row[h] * 4, of_page[h]);
                 }
             }
             fence_async_shared();  // TMA writes there next
@@ -494,109 +530,115 @@ DEVICE void consume(const Problem& problem, char* shared_pointer, const Plan& pl
             const Ring<SIDE_STAGES> side(number);
             const u32 weights = shared + ROTARY_AT + side.slot * ROTARY_BYTES + thread * 16;
             const u32 scales = shared + SCALES_AT + side.slot * SCALE_BYTES + lane % 4 * 8;
+            const u32 factors = shared + FACTORS_AT + side.slot * FACTOR_BYTES;
             mbarrier_wait(shared + PUBLISHED_AT + side.slot * 8, side.parity);
             mbarrier_wait(shared + SCALES_FULL_AT + side.slot * 8, side.parity);
-            float old_factor[HALVES], new_factor[HALVES];
+            float weight[HALVES], old[HALVES];
+            bool larger = false;
 #pragma unroll
             for (int h = 0; h < HALVES; ++h) {
                 const float of_page = load_shared(shared + MAXIMA_AT + side.slot * 256 + row[h] * 4);
-                const float larger = fmaxf(reference[h], of_page);
-                const float base = larger == -infinity() ? 0 : larger;
-                old_factor[h] = exp2_fast(reference[h] - base);
-                new_factor[h] = exp2_fast(of_page - base);
-                reference[h] = larger;
+                const float before = reference[h];
+                reference[h] = fmaxf(before, of_page);
+                const float base = reference[h] == -infinity() ? 0 : reference[h];
+                old[h] = exp2_fast(before - base);
+                weight[h] = exp2_fast(of_page - base);
+                larger = larger || old[h] != 1;
+            }
+            if (__any_sync(0xffffffffu, larger)) {
+#pragma unroll
+                for (int i = 0; i < 2 * PIECES * EACH; ++i) {
+                    o[i / EACH / PIECES][i / EACH % PIECES][i % EACH] *= old[BESIDE ? 0 : i / 2 % 2];
+                }
             }
 #pragma unroll
             for (int ci = 0; ci < 2; ++ci) {
                 const int c = group * 2 + ci;
-                float x[8][HALVES][2];
-                float factor[HALVES];
-#pragma unroll
-                for (int i = 0; i < 2 * HALVES; ++i) {
-                    const uint4 four = load_shared<uint4>(weights + i * 2048);
-                    const u32 words[4] = {four.x, four.y, four.z, four.w};
-#pragma unroll
-                    for (int j = 0; j < 4; ++j) {
-                        const float2 pair = halves_to_floats(words[j]);
-                        x[i % 2 * 4 + j][i / 2][0] = pair.x;
-                        x[i % 2 * 4 + j][i / 2][1] = pair.y;
-                    }
-                }
-#pragma unroll
-                for (int b = 0; b < 8; ++b) {
-                    const float2 scale = load_shared<float2>(scales + c * PAGE * 4 + b * 32);
-#pragma unroll
-                    for (int h = 0; h < HALVES; ++h) {
-                        x[b][h][0] *= scale.x;
-                        x[b][h][1] *= scale.y;
-                    }
-                }
-                if (ci == 1) release(shared + SIDE_EMPTY_AT + side.slot * 8, lane);
-#pragma unroll
-                for (int h = 0; h < HALVES; ++h) {
-                    float largest = 0;
-#pragma unroll
-                    for (int i = 0; i < 16; ++i) largest = fmaxf(largest, fabsf(x[i / 2][h][i % 2]));
-                    // To 128 .. 256, and back with O: weights are 2^15, scales 2^-8 too large.
-                    const int exponent = min(max(exponent_of(quad_max(largest)), 24), 254);
-                    const float up_x = power(127 + 7 + 127 - exponent);
-                    factor[h] = power(exponent - 7 - WEIGHT_BITS + SCALE_BITS) * new_factor[h];
-#pragma unroll
-                    for (int i = 0; i < 16; ++i) x[i / 2][h][i % 2] *= up_x;
-                }
-                u32 high[4][HALVES], low[4][HALVES];  // 16 keys each
-#pragma unroll
-                for (int k = 0; k < 4; ++k) {
-#pragma unroll
-                    for (int h = 0; h < HALVES; ++h) {
-                        high_and_low(x[2 * k][h][0], x[2 * k][h][1], x[2 * k + 1][h][0],
-                                     x[2 * k + 1][h][1], high[k][h], low[k][h]);
-                    }
-                }
+                const float2 facts = load_shared<float2>(factors + PAGE * QUARTERS * 2 + c * 8);
+                const int groups = uniform(__float_as_int(facts.y));
+                const int exponent = exponent_of(facts.x) - 1;
                 const Ring<VALUE_SLOTS> from(number * QUARTERS + c);
                 const u32 tile_at = shared + VALUES_AT + from.slot * QUARTER_BYTES;
-                mbarrier_wait(shared + VALUES_FULL_AT + from.slot * 8, from.parity);
+                for (int scale_group = 0; scale_group < groups; ++scale_group) {
+                    u32 key_factors[8];
 #pragma unroll
-                for (int piece = 0; piece < PIECES; ++piece) {
-                    float d[WIDTH / 2];
-                    const u64 b = matrix_descriptor<Swizzle::BYTES_64>(tile_at + piece * WIDTH * PAGE, 512);
-                    registers_pin(d);
-                    wgmma_fence();
+                    for (int i = 0; i < 2; ++i) {
+                        const uint4 four =
+                            load_shared<uint4>(factors + c * 128 + lane % 4 * 32 + i * 16);
+                        key_factors[4 * i] = four.x, key_factors[4 * i + 1] = four.y;
+                        key_factors[4 * i + 2] = four.z, key_factors[4 * i + 3] = four.w;
+                    }
+                    if (scale_group > 0) {
+                        const float down = power(253 - exponent + (scale_group << GROUP_BITS));
 #pragma unroll
-                    for (int k = 0; k < 2; ++k) {
-                        const u64 at = descriptor_advance(b, k * 32);
-                        if constexpr (BESIDE) {
-                            Wgmma<WIDTH, E4M3>::rs(d, high[2 * k][0], low[2 * k][0], high[2 * k + 1][0],
-                                                   low[2 * k + 1][0], at, k > 0);
-                        } else {
-                            Wgmma<WIDTH, E4M3>::rs(d, high[2 * k][0], high[2 * k][1],
-                                                   high[2 * k + 1][0], high[2 * k + 1][1], at, k > 0);
-                            Wgmma<WIDTH, E4M3>::rs(d, low[2 * k][0], low[2 * k][1],
-                                                   low[2 * k + 1][0], low[2 * k + 1][1], at, 1);
+                        for (int b = 0; b < 8; ++b) {
+                            const float2 two = load_shared<float2>(scales + c * PAGE * 4 + b * 32);
+                            key_factors[b] = pack<F16>(
+                                group_of(two.x, exponent) == scale_group ? two.x * down : 0.0f,
+                                group_of(two.y, exponent) == scale_group ? two.y * down : 0.0f);
                         }
                     }
-                    wgmma_commit();
-                    wgmma_wait<0>();
-                    registers_pin(d);
-                    if (piece == PIECES - 1) release(shared + VALUES_EMPTY_AT + from.slot * 8, lane);
+                    u32 high[4][HALVES], low[4][HALVES];  // 16 keys each
 #pragma unroll
-                    for (int i = 0; i < EACH; ++i) {
-                        const int h = BESIDE ? 0 : i / 2 % 2;
-                        const float product = BESIDE ? d[i / 2 * 4 + i % 2] + d[i / 2 * 4 + 2 + i % 2] : d[i];
-                        o[ci][piece][i] = o[ci][piece][i] * old_factor[h] + product * factor[h];
+                    for (int i = 0; i < 2 * HALVES; ++i) {
+                        const uint4 four = load_shared<uint4>(weights + i * 2048);
+                        const int b = i % 2 * 4, k = i % 2 * 2, h = i / 2;
+                        high_and_low(mul_f16x2(four.x, key_factors[b]),
+                                     mul_f16x2(four.y, key_factors[b + 1]), high[k][h], low[k][h]);
+                        high_and_low(mul_f16x2(four.z, key_factors[b + 2]),
+                                     mul_f16x2(four.w, key_factors[b + 3]), high[k + 1][h],
+                                     low[k + 1][h]);
+                    }
+                    const bool over = scale_group == groups - 1;
+                    if (ci == 1 && over) release(shared + SIDE_EMPTY_AT + side.slot * 8, lane);
+                    const float factor = facts.x * power(127 - (scale_group << GROUP_BITS));
+                    mbarrier_wait(shared + VALUES_FULL_AT + from.slot * 8, from.parity);
+#pragma unroll
+                    for (int piece = 0; piece < PIECES; ++piece) {
+                        float d[WIDTH / 2];
+                        const u64 b = matrix_descriptor<Swizzle::BYTES_64>(
+                            tile_at + piece * WIDTH * PAGE, 512);
+                        registers_pin(d);
+                        wgmma_fence();
+#pragma unroll
+                        for (int k = 0; k < 4; k += 2) {
+                            const u64 at = descriptor_advance(b, k * 16);
+                            if constexpr (BESIDE) {
+                                Wgmma<WIDTH, E4M3>::rs(d, high[k][0], low[k][0], high[k + 1][0],
+                                                       low[k + 1][0], at, k > 0);
+                            } else {
+                                Wgmma<WIDTH, E4M3>::rs(d, high[k][0], high[k][1], high[k + 1][0],
+                                                       high[k + 1][1], at, k > 0);
+                                Wgmma<WIDTH, E4M3>::rs(d, low[k][0], low[k][1], low[k + 1][0],
+                                                       low[k + 1][1], at, 1);
+                            }
+                        }
+                        wgmma_commit();
+                        wgmma_wait<0>();
+                        registers_pin(d);
+                        if (piece == PIECES - 1 && over) {
+                            release(shared + VALUES_EMPTY_AT + from.slot * 8, lane);
+                        }
+#pragma unroll
+                        for (int i = 0; i < EACH; ++i) {
+                            const float product =
+                                BESIDE ? d[i / 2 * 4 + i % 2] + d[i / 2 * 4 + 2 + i % 2] : d[i];
+                            o[ci][piece][i] += product * (weight[BESIDE ? 0 : i / 2 % 2] * factor);
+                        }
                     }
                 }
             }
         };
 
         const int count = end - begin;
-        for (int i = (static_cast<int>(step) ^ group) & 1; i < count; i += 2) {
-            scores(begin + i, step + i);
-            if (i > 0) values(step + i - 1);
-            values(step + i);
+        int own = (static_cast<int>(step) ^ group) & 1;  // its next page with scores of its own
+#pragma unroll 1
+        for (int done = 0; done < count; own += 2) {
+            if (own < count) scores(begin + own, step + own);
+#pragma unroll 1
+            for (const int until = min(own, count - 1); done <= until; ++done) values(step + done);
         }
         step += count;
-        if ((static_cast<int>(step - 1) ^ group) & 1) values(step - 1);
 
         // Row sums over both warpgroups' pages; what O refers to is the larger maximum.
         float total[HALVES];
@@ -781,7 +823,7 @@ mla_decode(const __grid_constant__ TensorMap codes_map,
     const Plan& mine = *plan;  // read where it is needed: registers are dear
 
     if (warp >= 8) {
-        registers_release<72>();
+        registers_release<56>();
         const int lane = threadIdx.x % 32;
         if (warp == 8) {
             produce(problem, &codes_map, &scales_map, &rotary_map, shared, mine, tiles, lane);
@@ -790,7 +832,7 @@ mla_decode(const __grid_constant__ TensorMap codes_map,
             turn(problem, shared, mine, warp - 9, lane);
         }
     } else {
-        registers_claim<216>();
+        registers_claim<224>();
         consume(problem, shared_pointer, mine, block, tile, tiles, warp / 4);
     }
 }

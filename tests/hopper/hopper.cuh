@@ -424,6 +424,20 @@ inline void end_reading(Block* block, Product& p, u32 warp) {
     if (p.waited[0] && p.waited[1] && p.waited[2] && p.waited[3]) free(p.reads_b);
 }
 
+// A tensor core adds e4m3 products with some 14 bits (DeepSeek-V3, arXiv 2412.19437, section 3.3.2):
+// here every term is cut off 13 bits below the largest one's first.
+inline float add_e4m3(double sum, const float* a, const float* b, int depth) {
+    double terms[33] = {sum}, largest = std::fabs(sum);
+    for (int k = 0; k < depth; ++k) {
+        terms[k + 1] = static_cast<double>(a[k]) * b[k];
+        largest = std::fmax(largest, std::fabs(terms[k + 1]));
+    }
+    const double unit = largest > 0 && std::isfinite(largest) ? std::ldexp(1.0, std::ilogb(largest) - 13) : 0;
+    double all = 0;
+    for (int k = 0; k <= depth; ++k) all += unit > 0 ? std::trunc(terms[k] / unit) * unit : terms[k];
+    return static_cast<float>(all);
+}
+
 inline void execute(Block* block, u32 first_thread, Product& p) {
     std::vector<float> a(64 * p.depth), b(p.n * p.depth);
     for (int k = 0; k < p.depth; ++k) {
@@ -454,6 +468,10 @@ inline void execute(Block* block, u32 first_thread, Product& p) {
             const int row = 16 * (t / 32) + t % 32 / 4 + 8 * (i / 2 % 2);
             const int column = i / 4 * 8 + t % 4 * 2 + i % 2;
             double sum = p.accumulate ? d[i] : 0.0;
+            if (p.kind == 2) {
+                d[i] = add_e4m3(sum, &a[row * p.depth], &b[column * p.depth], p.depth);
+                continue;
+            }
             for (int k = 0; k < p.depth; ++k)
                 sum += static_cast<double>(a[row * p.depth + k]) * b[column * p.depth + k];
             d[i] = static_cast<float>(sum);
@@ -845,6 +863,15 @@ template <class T>
 inline T __shfl_up_sync(u32, T value, u32 by, int = 32) {
     return exchange(value, [by](u32 lane) { return lane >= by ? lane - by : lane; });
 }
+inline u32 warp_reduced(u32 value, bool largest) {
+    return static_cast<u32>(host::meet(value, "a reduction", [largest](host::Exchange& x) {
+        u64 best = x.value[0];
+        for (u64 other : x.value) best = largest ? max(best, other) : min(best, other);
+        for (u64& out : x.result) out = best;
+    }));
+}
+inline u32 warp_max(u32 value) { return warp_reduced(value, true); }
+inline u32 warp_min(u32 value) { return warp_reduced(value, false); }
 inline u32 __ballot_sync(u32, int predicate) {
     return static_cast<u32>(host::meet(predicate != 0, "a vote", [](host::Exchange& x) {
         u64 all = 0;
@@ -904,6 +931,7 @@ inline float __fdividef(float a, float b) { return a / b; }
 
 inline void store_shared(u32 address, int x) { host::write(address, &x, 4); }
 inline void store_shared(u32 address, float x) { host::write(address, &x, 4); }
+inline void store_shared(u32 address, float2 x) { host::write(address, &x, 8); }
 inline void store_shared(u32 address, uint4 x) { host::write(address, &x, 16); }
 template <class T = float>
 inline T load_shared(u32 address) {
@@ -1187,6 +1215,18 @@ inline u32 mul_bf16x2(u32 x, u32 y) { return fma_bf16x2(x, y, 0x80008000u); }
 inline u32 pack_e4m3(float x0, float x1, float x2, float x3) {
     return host::to_e4m3(x0) | host::to_e4m3(x1) << 8 | host::to_e4m3(x2) << 16 |
            static_cast<u32>(host::to_e4m3(x3)) << 24;
+}
+inline u32 halves_to_e4m3(u32 low, u32 high) {
+    const float2 x = halves_to_floats(low), y = halves_to_floats(high);
+    return pack_e4m3(x.x, x.y, y.x, y.y);
+}
+inline u32 mul_f16x2(u32 x, u32 y) {  // a product of two fp16 is exact in fp32
+    const float2 a = halves_to_floats(x), b = halves_to_floats(y);
+    return pack<F16>(a.x * b.x, a.y * b.y);
+}
+inline u32 sub_f16x2(u32 x, u32 y) {
+    const float2 a = halves_to_floats(x), b = halves_to_floats(y);
+    return pack<F16>(a.x - b.x, a.y - b.y);
 }
 inline u32 unpack_e4m3(u16 bytes) {
     return pack<F16>(host::from_e4m3(bytes & 0xff), host::from_e4m3(bytes >> 8));

@@ -191,6 +191,8 @@ def launch(
     tuning: nvrtc.Defines = (),
 ) -> None:
     """The kernel on checked arguments; ``tuning`` as of ``macros``."""
+    if cache.dtype == torch.uint8:
+        return launch_stored(q, cache, block_table, cache_seqlens, scale, workspace, out, tuning)
     batch, tokens, heads, _ = q.shape
     rows = tokens * heads
     tiles = -(-rows // TILE)
