@@ -202,10 +202,6 @@ DEVICE void mbarrier_wait_cluster(u32 barrier, u32 parity) {
 // Ordinary shared-memory writes before it are seen by wgmma and TMA after a barrier.
 DEVICE void fence_async_shared() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
-// The same for what other threads wrote to these bytes and this one knows to be written: the reader
-// fences where the writer should not (a fence waits for all its loads from memory as well).
-DEVICE void fence_async_shared(u32 /* start */, u32 /* bytes */) { fence_async_shared(); }
-
 DEVICE void cluster_arrive() {
     asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
 }
@@ -413,23 +409,6 @@ DEVICE u32 pack_e4m3(float x0, float x1, float x2, float x3) {
     asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(high) : "f"(x3), "f"(x2));
     return static_cast<u32>(low) | (static_cast<u32>(high) << 16);
 }
-// Two e4m3 bytes (low 16 bits) to two fp16, exact.
-DEVICE u32 unpack_e4m3(u16 bytes) {
-    u32 halves;
-    asm("cvt.rn.f16x2.e4m3x2 %0, %1;" : "=r"(halves) : "h"(bytes));
-    return halves;
-}
-
-// Two fp16 to floats, exact: x from the low half.
-DEVICE float2 halves_to_floats(u32 halves) {
-    float2 x;
-    asm("{\n.reg .f16 low, high;\nmov.b32 {low, high}, %2;\ncvt.f32.f16 %0, low;\n"
-        "cvt.f32.f16 %1, high;\n}\n"
-        : "=f"(x.x), "=f"(x.y)
-        : "r"(halves));
-    return x;
-}
-
 // Four fp16 to e4m3 bytes (saturating), lowest index in the lowest byte.
 DEVICE u32 halves_to_e4m3(u32 low, u32 high) {
     u16 first, second;
@@ -449,28 +428,10 @@ DEVICE u32 sub_f16x2(u32 x, u32 y) {
     return out;
 }
 
-// Byte n of the result is that which nibble n of the selector names: 0..3, or its sign bit eight
-// times where 8 is added.
-DEVICE u32 permute_bytes(u32 x, u32 selector) {
-    u32 out;
-    asm("prmt.b32 %0, %1, %1, %2;" : "=r"(out) : "r"(x), "r"(selector));
-    return out;
-}
-// The same of two words: 4..7 are the second one's bytes.
+// Byte n of the result is that which nibble n of the selector names: 0..3 of x, 4..7 of y.
 DEVICE u32 permute_bytes(u32 x, u32 y, u32 selector) {
     u32 out;
     asm("prmt.b32 %0, %1, %2, %3;" : "=r"(out) : "r"(x), "r"(y), "r"(selector));
-    return out;
-}
-// Two bf16 each, rounded to nearest, subnormal ones included.
-DEVICE u32 mul_bf16x2(u32 x, u32 y) {
-    u32 out;
-    asm("mul.rn.bf16x2 %0, %1, %2;" : "=r"(out) : "r"(x), "r"(y));
-    return out;
-}
-DEVICE u32 fma_bf16x2(u32 x, u32 y, u32 z) {
-    u32 out;
-    asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(out) : "r"(x), "r"(y), "r"(z));
     return out;
 }
 

@@ -1,4 +1,5 @@
-// Multi-head latent attention, decode, for Hopper (sm_90a): absorbed queries over a paged cache.
+// Multi-head latent attention, decode, for Hopper (sm_90a): absorbed queries over a paged cache in
+// bf16 (mla_decode_hopper_fp8.cu for an FP8 cache).
 //
 // The T x H query rows of a sequence read the same cache rows: they are packed into tiles of 64
 // (M of one wgmma). A block (one an SM, persistent) owns a tile and an even share of all pages:
@@ -19,22 +20,16 @@
 // Shah et al., FlashAttention-3 (arXiv 2407.08608), for the machinery; DeepSeek-AI, DeepSeek-V2
 // (arXiv 2405.04434), for absorption; Dao et al., Flash-Decoding (2023), for the split.
 //
-// -DFP8=1: rows of 656 bytes (512 e4m3, 4 fp32 scales, 64 rotary columns in bf16). Two
-// warpgroups then bring the latent through registers and store it as bf16.
 // -DFIRST=n: n chunks of the next page's scores come before the values of this one; see consume.
 // -DVALUES=64, 128 or 256: columns of a product with values.
 #include "hopper.cuh"
-#include "mla_dequant.cuh"
 #include "mla_schedule.cuh"
 
-#ifndef FP8
-#define FP8 0
-#endif
 #ifndef FIRST
 #define FIRST 0
 #endif
-#ifndef VALUES  // with 512 threads the compiler allows no product of 256 columns
-#define VALUES (FP8 ? 128 : 64)
+#ifndef VALUES
+#define VALUES 64
 #endif
 
 namespace {
@@ -44,9 +39,7 @@ constexpr int CHUNKS = ROW / CHUNK;
 constexpr int ROTARY = 8;      // the chunk that is not value
 constexpr u32 CHUNK_BYTES = 64 * CHUNK * 2;
 constexpr u32 PAGE_BYTES = CHUNKS * CHUNK_BYTES;
-constexpr int FP8_ROW_BYTES = LATENT + 4 * 4 + 2 * 64;  // e4m3, a scale for 128 columns, rotary
-constexpr int LOAD_WARPS = 8;  // that bring an FP8 latent through registers
-constexpr int THREADS = FP8 ? 512 : 384;
+constexpr int THREADS = 384;
 
 // The order in which chunks are brought and multiplied: rotary part first. With scores ahead, the
 // others as the two warpgroups give them back.
@@ -115,194 +108,6 @@ DEVICE void produce(const Problem& problem, const TensorMap* q_map, const Tensor
             }
         }
         __syncwarp();
-    }
-}
-
-// FP8: a warp serves 8 rows of a page, in 16-byte loads of a quarter (128 columns, one scale a
-// row): load i is of rows 4 i .. 4 i + 3. Each 8 lanes store to two rows, whose swizzles differ, so
-// that their 16-byte stores meet all banks.
-constexpr int WARP_ROWS = PAGE / LOAD_WARPS;
-constexpr int LOADS = WARP_ROWS / 4;
-struct Quarter {
-    uint4 bytes[LOADS];
-};
-
-DEVICE void load_quarter(Quarter& quarter, const u8* at, int k, int rows_left) {
-#pragma unroll
-    for (int i = 0; i < LOADS; ++i) {
-        quarter.bytes[i] = make_uint4(0, 0, 0, 0);
-        if (4 * i < rows_left) {
-            quarter.bytes[i] = load_once(at + i * 4 * FP8_ROW_BYTES + k * 128);
-        }
-    }
-}
-
-// A block's pages for threads that are to keep to arithmetic: 32 entries of the table at once, one
-// a lane, so that no page waits for its entry.
-struct LaneWalk {
-    int sequence, page, end, length, ids;
-    bool fresh;
-
-    DEVICE bool begin(const Problem& problem, const Plan& plan, int lane) {
-        sequence = plan.first - 1;
-        page = end = 0;
-        return next(problem, plan, lane);
-    }
-    DEVICE bool next(const Problem& problem, const Plan& plan, int lane) {
-        ++page;
-        fresh = page >= end;
-        if (fresh) {
-            do {
-                if (++sequence > plan.last) return false;
-                length = cache_length(problem, sequence);
-                page = sequence == plan.first ? plan.first_page : 0;
-                end = sequence == plan.last ? plan.last_end : page_count(length);
-            } while (page >= end);
-        }
-        if (fresh || page % 32 == 0) {
-            const int entry = min(page / 32 * 32 + lane, end - 1);
-            ids = __ldg(problem.block_table +
-                        static_cast<long long>(sequence) * problem.table_stride + entry);
-            ids = min(max(ids, 0), problem.pool_pages - 1);
-        }
-        return true;
-    }
-    DEVICE int id() const { return __shfl_sync(0xffffffffu, ids, page % 32); }
-};
-
-// Eight warps, 8 rows of each page each: FP8 latent through registers into the layout that TMA
-// would have left in bf16, the next page's loads under way meanwhile. Queries and the rotary part
-// come by TMA. The reader fences: a fence here would wait for the loads under way. There are two
-// warps to a scheduler, so that every latency counts.
-DEVICE void produce_fp8(const Problem& problem, const TensorMap* q_map,
-                        const TensorMap* rotary_map, u32 shared, const Plan& plan, int tile,
-                        int tiles, int warp, int lane) {
-    const u64 policy = tiles > 1 ? L2_EVICT_NORMAL : L2_EVICT_FIRST;
-    const int lane_row = lane / 4 % 2 + lane / 16 * 2;  // of each load
-    const int unit = lane % 4 + lane / 8 % 2 * 4;       // 16 bytes of a row's 128
-    const int row = warp * WARP_ROWS + lane_row;        // of load 0
-    const u32 target = shared + KV_AT + unit / 4 * CHUNK_BYTES + row * 128 +
-                       ((unit % 4 * 2 ^ row % 8) << 4);
-    const int lane_at = row * FP8_ROW_BYTES + unit * 16;  // in a page
-    // Lane l: the scale of row l / 4, quarter l % 4.
-    const int scale_row = warp * WARP_ROWS + lane / 4;
-    const int scale_delta = scale_row * FP8_ROW_BYTES + LATENT + lane % 4 * 4 - lane_at;
-    u32 source[1] = {static_cast<u32>(lane_row * 4)};  // the lane that has our scale; the next + 16
-    u32 step = 0, segment = 0;
-    LaneWalk walk;
-    bool more = walk.begin(problem, plan, lane);
-    Quarter quarters[4];
-    float held = 0;
-    const u8* at;   // this lane's bytes of the page
-    int rows_left;  // rows of the page that the sequence has, from `row` on
-    auto begin_page = [&]() {
-        at = problem.cache + walk.id() * problem.page_stride + lane_at;
-        const int valid = walk.length - walk.page * PAGE;
-        rows_left = valid - row;
-        held = 0;
-        if (scale_row < valid) held = __ldg(reinterpret_cast<const float*>(at + scale_delta));
-    };
-    if (more) {
-        begin_page();
-#pragma unroll
-        for (int k = 0; k < 4; ++k) load_quarter(quarters[k], at, k, rows_left);
-    }
-    for (; more; ++step) {
-        const u32 buffer = step & 1, parity = (step >> 1) & 1;
-        const u32 kv = shared + KV_AT + buffer * PAGE_BYTES;
-        const u32 full = shared + FULL_AT + buffer * CHUNKS * 8;
-        const u32 empty = shared + EMPTY_AT + buffer * CHUNKS * 8;
-        if (walk.fresh) {
-            mbarrier_wait(shared + Q_EMPTY_AT, (segment++ & 1) ^ 1);
-            if (warp == 0 && lane == 0) load_queries(q_map, shared, tile, walk.sequence);
-        }
-        if (warp == 0) {
-            const int id = walk.id();
-            mbarrier_wait(empty + ROTARY * 8, parity ^ 1);
-            if (lane == 0) {
-                mbarrier_arrive_expect(full + ROTARY * 8, CHUNK_BYTES);
-                tma_load(kv + ROTARY * CHUNK_BYTES, rotary_map, full + ROTARY * 8, policy, 0, 0,
-                         id);
-            }
-            __syncwarp();
-        }
-        // All of a page's loads have to be there: that the loads under way are waited for together
-        // is the compiler's choice.
-        u32 odd[4] = {};  // a bit is set where a number is none
-#pragma unroll
-        for (int k = 0; k < 4; ++k) {
-#pragma unroll
-            for (int i = 0; i < LOADS; ++i) {
-                const uint4 bytes = quarters[k].bytes[i];
-                odd[0] |= nan_bits(bytes.x);
-                odd[1] |= nan_bits(bytes.y);
-                odd[2] |= nan_bits(bytes.z);
-                odd[3] |= nan_bits(bytes.w);
-            }
-        }
-        bool plain = ((odd[0] | odd[1] | odd[2] | odd[3]) & 0x80808080u) == 0;
-        plain = plain && scale_fits(held);
-        const u32 split = split_scale(held);
-        plain = __all_sync(0xffffffffu, plain);
-        const u32 page_target = target + buffer * PAGE_BYTES;
-        // Load i, this lane's 16 bytes: their first 8 numbers, then the others.
-        auto store = [&](int k, int i, int half, uint4 numbers) {
-            const u32 place = page_target ^ (i % 2 * 64 + half * 16);
-            store_shared(place + 2 * k * CHUNK_BYTES + i * 512, numbers);
-        };
-        // Until a quarter of the latent has been read: its second chunk is given back last.
-        auto wait_empty = [&](int k) { mbarrier_wait(empty + (2 * k + 1) * 8, parity ^ 1); };
-        // Two chunks, of all of this warp's rows.
-        auto arrive = [&](int k) {
-            __syncwarp();
-            if (lane == 0) {
-                mbarrier_arrive(full + 2 * k * 8);
-                mbarrier_arrive(full + (2 * k + 1) * 8);
-            }
-        };
-        if (!plain) {  // seldom: little code, nothing ahead
-#pragma unroll 1
-            for (int k = 0; k < 4; ++k) {
-                wait_empty(k);
-#pragma unroll 1
-                for (int i = 0; i < LOADS; ++i) {
-                    uint4 bytes = make_uint4(0, 0, 0, 0);
-                    float scale = 0;
-                    if (4 * i < rows_left) {
-                        const u8* from = at + i * 4 * FP8_ROW_BYTES;
-                        bytes = load_once(from + k * 128);
-                        scale = __ldg(reinterpret_cast<const float*>(from - unit * 16 + LATENT) +
-                                      k);
-                    }
-                    store(k, i, 0, dequantise(bytes.x, bytes.y, scale));
-                    store(k, i, 1, dequantise(bytes.z, bytes.w, scale));
-                }
-                arrive(k);
-            }
-        }
-        more = walk.next(problem, plan, lane);
-        if (more) begin_page();
-#pragma unroll
-        for (int k = 0; k < 4; ++k) {
-            if (plain) {
-                u32 scale[LOADS];
-#pragma unroll
-                for (int i = 0; i < LOADS; ++i) {
-                    scale[i] = __shfl_sync(0xffffffffu, split, source[0] + i % 2 * 16);
-                }
-                source[0] += k == 3 ? -3 : 1;
-                registers_pin(source);
-                wait_empty(k);
-#pragma unroll
-                for (int i = 0; i < LOADS; ++i) {
-                    const uint4 bytes = quarters[k].bytes[i];
-                    store(k, i, 0, dequantise_fast(bytes.x, bytes.y, scale[i]));
-                    store(k, i, 1, dequantise_fast(bytes.z, bytes.w, scale[i]));
-                }
-                arrive(k);
-            }
-            if (more) load_quarter(quarters[k], at, k, rows_left);
-        }
     }
 }
 
@@ -407,9 +212,8 @@ DEVICE void consume(const Problem& problem, char* shared_pointer, const Plan& pl
             sum0 *= alpha0;
             sum1 *= alpha1;
             const u32 values = other_kv + group * 4 * CHUNK_BYTES;
-            if (FP8) fence_async_shared(values, 4 * CHUNK_BYTES);
             const int valid = length - page * PAGE;
-            if (!FP8 && valid < PAGE) clear_values(other_kv, valid, group, thread);
+            if (valid < PAGE) clear_values(other_kv, valid, group, thread);
             const bool fresh = page == begin;
             if (!fresh && __any_sync(0xffffffffu, alpha0 != 1 || alpha1 != 1)) {
                 scale(alpha0, alpha1);
@@ -447,11 +251,6 @@ DEVICE void consume(const Problem& problem, char* shared_pointer, const Plan& pl
                     if (i < from || i >= to) continue;
                     const int c = chunk_at(i);
                     mbarrier_wait(own_full + c * 8, parity);
-                    // Two chunks are handed over together.
-                    if (FP8 && c != ROTARY && c % 2 == 0) {
-                        mbarrier_wait(own_full + (c + 1) * 8, parity);
-                        fence_async_shared(own_kv + c * CHUNK_BYTES, 2 * CHUNK_BYTES);
-                    }
                     wgmma_fence();
                     const u64 a = matrix_descriptor(shared + Q_AT + c * CHUNK_BYTES, 1024);
                     const u64 b = matrix_descriptor(own_kv + c * CHUNK_BYTES, 1024);
@@ -537,7 +336,7 @@ DEVICE void consume(const Problem& problem, char* shared_pointer, const Plan& pl
 
             const u32 values = own_kv + group * 4 * CHUNK_BYTES;
             const int valid = length - page * PAGE;
-            if (!FP8 && valid < PAGE) clear_values(own_kv, valid, group, thread);
+            if (valid < PAGE) clear_values(own_kv, valid, group, thread);
             if (!fresh && __any_sync(0xffffffffu, alpha0 != 1 || alpha1 != 1)) {
                 scale(alpha0, alpha1);
             }
@@ -627,7 +426,7 @@ DEVICE void consume(const Problem& problem, char* shared_pointer, const Plan& pl
                 float weight0 = exp2_fast(other0.x - top0), weight1 = exp2_fast(other1.x - top1);
                 const float inverse0 = reciprocal_or_zero(sum0 * factor0 + other0.y * weight0);
                 const float inverse1 = reciprocal_or_zero(sum1 * factor1 + other1.y * weight1);
-                constexpr int AT_ONCE = FP8 ? 2 : 8;  // as many as registers hold
+                constexpr int AT_ONCE = 8;  // as many as registers hold
                 factor0 *= inverse0, weight0 *= inverse0;
                 factor1 *= inverse1, weight1 *= inverse1;
 #pragma unroll
@@ -722,9 +521,7 @@ mla_decode(const __grid_constant__ TensorMap q_map, const __grid_constant__ Tens
     } else if (threadIdx.x == CONSUMERS) {
         tensor_map_prefetch(&q_map);
         tensor_map_prefetch(&kv_map);
-        for (int i = 0; i < 2 * CHUNKS; ++i) {
-            mbarrier_init(shared + FULL_AT + i * 8, FP8 && i % CHUNKS != ROTARY ? LOAD_WARPS : 1);
-        }
+        for (int i = 0; i < 2 * CHUNKS; ++i) mbarrier_init(shared + FULL_AT + i * 8, 1);
         for (int i = 0; i < 2 * CHUNKS; ++i) mbarrier_init(shared + EMPTY_AT + i * 8, 4);
         mbarrier_init(shared + Q_FULL_AT, 1);
         mbarrier_init(shared + Q_EMPTY_AT, 8);
@@ -735,16 +532,14 @@ mla_decode(const __grid_constant__ TensorMap q_map, const __grid_constant__ Tens
     const Plan& mine = *plan;  // read where it is needed: registers are dear
 
     if (warp >= 8) {
-        registers_release<FP8 ? 64 : 24>();
+        registers_release<24>();
         const int lane = threadIdx.x % 32;
-        if (FP8) {
-            produce_fp8(problem, &q_map, &kv_map, shared, mine, tile, tiles, warp - 8, lane);
-        } else if (warp == 8) {
+        if (warp == 8) {
             produce(problem, &q_map, &kv_map, shared, mine, tile, tiles, lane);
         }
         if (warp == 11) watch(problem, mine, tile, tiles, lane);
     } else {
-        registers_claim<FP8 ? 192 : 240>();
+        registers_claim<240>();
         consume(problem, shared_pointer, mine, block, tile, tiles, warp / 4);
     }
 }

@@ -32,8 +32,6 @@ constexpr int WATCHED = CONSUMERS + 32;  // threads at PART and ALL_PARTS: consu
 struct Problem {
     const int* block_table;
     const int* cache_seqlens;
-    const u8* cache;        // FP8: [P, 64, 656] bytes, rows without gaps
-    long long page_stride;  // bytes
     u16* out;               // [B, rows, 512]
     float* parts;           // [2 x blocks][64][512]
     float2* part_sums;      // [2 x blocks][64]: maximum, sum

@@ -25,11 +25,17 @@ LONG = (
     "full_128_16_4096_ragged", "full_128_16_4096_fp8", "full_64_128_4096_fp8",
     "full_1_16_131072_fp8",
 )  # fmt: skip
-# bf16 rounds P and the output; rows of an FP8 cache are rounded to bf16 besides.
-BOUND = {False: 4e-3, True: 6e-3}
+# bf16 rounds P and the output. With an FP8 cache weights times scales keep as many bits, and
+# products add up in some 14.
+BOUND = {False: 4e-3, True: 4e-3}
 SPIN = (("DEBUG_SPIN", 50_000_000),)
-ORDERS = pytest.mark.parametrize("first", [0, 4], ids=["fixed", "ahead"])
 FORMATS = pytest.mark.parametrize("fp8", [False, True], ids=["bf16", "fp8"])
+# Both orders of work in bf16, whatever is shipped for so many rows.
+BUILDS = pytest.mark.parametrize(
+    ("fp8", "tuning"),
+    [(False, (("FIRST", 0),)), (False, (("FIRST", 4),)), (True, ())],
+    ids=["bf16-fixed", "bf16-ahead", "fp8"],
+)
 
 
 @pytest.fixture
@@ -74,7 +80,7 @@ class Call:
             self.rows = torch.cat([wide, rows[..., LATENT:].double()], -1)
         self.cache[unused] = 0xFF if fp8 else float("nan")
 
-    def run(self, hopper: Any, first: int) -> Any:
+    def run(self, hopper: Any, tuning: tuple[tuple[str, int], ...] = ()) -> Any:
         import torch
 
         out = torch.full((*self.q.shape[:3], LATENT), float("nan"), device="cuda").bfloat16()
@@ -86,7 +92,7 @@ class Call:
         # So they only guard against a hang; what is compared is the build that is shipped.
         for guard in (SPIN, ()):
             out.fill_(float("nan"))
-            hopper.launch(*given, tuning=(("FIRST", first), *guard))
+            hopper.launch(*given, tuning=(*tuning, *guard))
             torch.cuda.synchronize()
             assert not workspace.counters.any(), "counters are left for the next call"
         return out
@@ -109,19 +115,17 @@ class Call:
         return worst
 
 
-@ORDERS
-@FORMATS
+@BUILDS
 @pytest.mark.parametrize("heads", [1, 16, 40, 64, 128])
-def test_small_ragged(hopper: Any, heads: int, fp8: bool, first: int) -> None:
+def test_small_ragged(hopper: Any, heads: int, fp8: bool, tuning: Any) -> None:
     for tokens in (1, 3, 8):
         call = Call(tokens, heads, [1, 63, 64, 65, 0, 5, 777], fp8)
-        one, two = call.run(hopper, first), call.run(hopper, first)
+        one, two = call.run(hopper, tuning), call.run(hopper, tuning)
         assert call.error(one) < BOUND[fp8], tokens
         assert bool((one == two).all()), "other bits the second time"
 
 
-@ORDERS
-@FORMATS
+@BUILDS
 @pytest.mark.parametrize(
     "lengths",
     [
@@ -133,9 +137,9 @@ def test_small_ragged(hopper: Any, heads: int, fp8: bool, first: int) -> None:
     ],
     ids=["one", "one_long", "alike", "many", "ragged"],
 )
-def test_plans(hopper: Any, lengths: list[int], fp8: bool, first: int) -> None:
+def test_plans(hopper: Any, lengths: list[int], fp8: bool, tuning: Any) -> None:
     call = Call(2, 16, lengths, fp8)
-    assert call.error(call.run(hopper, first)) < BOUND[fp8]
+    assert call.error(call.run(hopper, tuning)) < BOUND[fp8]
 
 
 @pytest.mark.parametrize(
@@ -150,8 +154,8 @@ def test_plans(hopper: Any, lengths: list[int], fp8: bool, first: int) -> None:
     ids=str,
 )
 def test_small_every_code_of_an_fp8_cache(hopper: Any, scales: tuple[float, ...]) -> None:
-    """A cache of one row gives that row: each code of each scale, rounded to bf16 once. A code
-    that is no number gives none."""
+    """A cache of one row gives that row: each code of each scale. A code that is no number gives
+    none."""
     import torch
 
     call = Call(1, 1, [1, 1, 1], fp8=True)
@@ -164,11 +168,12 @@ def test_small_every_code_of_an_fp8_cache(hopper: Any, scales: tuple[float, ...]
         row = call.cache[int(call.table[b, 0]), 0]
         row[:512] = bits
         row[512:528] = held.view(torch.uint8)
-    out = call.run(hopper, 0)
+    out = call.run(hopper)
     assert bool(out[2].isnan().all())
     for b, bits in enumerate(every[:2]):
         wide = bits.view(torch.float8_e4m3fn).double().view(4, 128) * held.double()[:, None]
-        allowed = wide.abs() * (2.0**-8 + 2.0**-16) + 2.0**-134
+        # The scale to the eight bits of two e4m3 numbers, the output to those of bf16.
+        allowed = wide.abs() * (2.0**-9 + 2.0**-8 + 2.0**-11) + 2.0**-134
         assert bool(((out[b].double().view(4, 128) - wide).abs() <= allowed).all())
 
 

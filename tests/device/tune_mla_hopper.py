@@ -2,12 +2,13 @@
 
     python tests/device/tune_mla_hopper.py [SECONDS] [bf16 | fp8] [NAME=VALUE,...]...
 
-Each argument NAME=VALUE,... is a variant to build beside the shipped one (FIRST, VALUES,
-START_COST, SNAP of the source). All variants are compiled in parallel first; then each shape's are
-checked against fp32, and timed in turn with FlashMLA and FlashAttention-3, which the variables
-ZENREPRO_FLASHMLA_LIBRARY and ZENREPRO_FA3_LIBRARY name: CUDA graphs, median, the L2 emptied before
-each by writing one buffer and reading another (one that is only written leaves lines which go back
-to memory during the call: some 5 us of it). A line a shape. Stops after SECONDS (default 40).
+Each argument NAME=VALUE,... is a variant to build beside the shipped one (switches of the sources;
+one that a source does not have changes nothing there). All variants are compiled in parallel
+first; then each shape's are checked against fp32, and timed in turn with FlashMLA and
+FlashAttention-3 (ZENREPRO_FLASHMLA_LIBRARY and ZENREPRO_FA3_LIBRARY name them): CUDA graphs,
+median, the L2 emptied before each by writing one buffer and reading another (one that is only
+written leaves lines which go back to memory during the call: some 5 us of it). A line a shape.
+Stops after SECONDS (default 40).
 """
 
 from __future__ import annotations
@@ -34,7 +35,10 @@ SHAPES = (
     (64, 1, 128, 4096), (8, 1, 16, 32768), (1, 1, 16, 131072), (64, 1, 40, 4096),
     (32, 1, 24, 4096), (64, 4, 16, 4096), (128, 1, 16, -4096),
 )  # fmt: skip
-DEFAULT = ("FIRST=0", "FIRST=4", "START_COST=0", "START_COST=6")
+DEFAULT = {
+    "bf16": ("FIRST=0", "FIRST=4", "START_COST=0", "START_COST=6"),
+    "fp8": ("CODE_STAGES=2", "VALUE_SLOTS=6", "SIDE_STAGES=2", "WIDTH=64", "START_COST=6"),
+}
 
 
 def variants(names: list[str]) -> dict[str, nvrtc.Defines]:
@@ -161,16 +165,16 @@ def compare(shape: tuple[int, int, int, int], fp8: bool, built: Any, flush: torc
     )
 
 
-def compile_all(built: dict[str, nvrtc.Defines], kinds: list[str]) -> None:
+def compile_all(built: dict[str, dict[str, nvrtc.Defines]]) -> None:
     wanted = {
-        torch_hopper.macros(tiles, kind == "fp8", defines)
-        for tiles in (1, 2)
-        for kind in kinds
-        for defines in built.values()
+        torch_hopper.build(rows, kind == "fp8", defines)
+        for rows in (32, 64, 128)
+        for kind, those in built.items()
+        for defines in those.values()
     }
     begin = time.monotonic()
     with ThreadPoolExecutor() as pool:  # the compiler runs without the interpreter's lock
-        list(pool.map(lambda d: nvrtc.compile(torch_hopper.SOURCE, defines=d), wanted))
+        list(pool.map(lambda b: nvrtc.compile(b.source, defines=b.defines), wanted))
     print(f"{len(wanted)} variants compiled in {time.monotonic() - begin:.0f} s", flush=True)
 
 
@@ -180,8 +184,9 @@ def main() -> None:
     words = sys.argv[1:]
     seconds = float(words.pop(0)) if words and words[0].replace(".", "").isdigit() else 40.0
     kinds = [word for word in words if word in ("bf16", "fp8")] or ["bf16", "fp8"]
-    built = variants([word for word in words if "=" in word] or list(DEFAULT))
-    compile_all(built, kinds)
+    named = [word for word in words if "=" in word]
+    built = {kind: variants(named or list(DEFAULT[kind])) for kind in kinds}
+    compile_all(built)
     until = time.monotonic() + seconds
     flush = torch.zeros(2, 2**26, dtype=torch.int32, device="cuda")
     for kind in kinds:
@@ -189,7 +194,7 @@ def main() -> None:
             if time.monotonic() > until:
                 print(f"out of time before {kind} {shape}")
                 return
-            compare(shape, kind == "fp8", built, flush)
+            compare(shape, kind == "fp8", built[kind], flush)
             torch.cuda.empty_cache()
 
 

@@ -1004,12 +1004,6 @@ inline void fence_async_shared() {
             if (me->block->unfenced[i] == me->thread + 1) me->block->unfenced[i] = 0;
     me->written.clear();
 }
-inline void fence_async_shared(u32 start, u32 bytes) {
-    host::shared(start, bytes);
-    auto& unfenced = host::machine->now->block->unfenced;
-    std::fill_n(unfenced.begin() + (start - host::SHARED_BASE), bytes, 0);
-    fence_async_shared();
-}
 inline void cluster_arrive() {
     host::Fiber* me = host::machine->now;
     host::Named& n = host::machine->clusters[me->block->first_of_cluster];
@@ -1181,37 +1175,15 @@ inline u32 pack(float low, float high) {
     else
         return host::to_f16(low) | static_cast<u32>(host::to_f16(high)) << 16;
 }
-inline u32 permute_bytes(u32 x, u32 selector) {
-    u32 out = 0;
-    for (int n = 0; n < 4; ++n) {
-        const u32 which = selector >> 4 * n;
-        const u32 byte = x >> 8 * (which & 3) & 0xff;
-        out |= (which & 8 ? byte >> 7 ? 0xffu : 0u : byte) << 8 * n;
-    }
-    return out;
-}
 inline u32 permute_bytes(u32 x, u32 y, u32 selector) {
     const u64 both = static_cast<u64>(y) << 32 | x;
     u32 out = 0;
     for (int n = 0; n < 4; ++n) {
         const u32 which = selector >> 4 * n;
-        const u32 byte = static_cast<u32>(both >> 8 * (which & 7)) & 0xff;
-        out |= (which & 8 ? byte >> 7 ? 0xffu : 0u : byte) << 8 * n;
+        out |= (static_cast<u32>(both >> 8 * (which & 7)) & 0xff) << 8 * n;
     }
     return out;
 }
-inline u32 fma_bf16x2(u32 x, u32 y, u32 z) {
-    u32 out = 0;
-    for (int e = 0; e < 2; ++e) {
-        const auto number = [e](u32 two) -> double {
-            return host::from_bf16(static_cast<u16>(two >> 16 * e));
-        };
-        const double sum = number(x) * number(y) + number(z);
-        out |= static_cast<u32>(host::to_bf16(static_cast<float>(sum))) << 16 * e;
-    }
-    return out;
-}
-inline u32 mul_bf16x2(u32 x, u32 y) { return fma_bf16x2(x, y, 0x80008000u); }
 inline u32 pack_e4m3(float x0, float x1, float x2, float x3) {
     return host::to_e4m3(x0) | host::to_e4m3(x1) << 8 | host::to_e4m3(x2) << 16 |
            static_cast<u32>(host::to_e4m3(x3)) << 24;
@@ -1227,9 +1199,6 @@ inline u32 mul_f16x2(u32 x, u32 y) {  // a product of two fp16 is exact in fp32
 inline u32 sub_f16x2(u32 x, u32 y) {
     const float2 a = halves_to_floats(x), b = halves_to_floats(y);
     return pack<F16>(a.x - b.x, a.y - b.y);
-}
-inline u32 unpack_e4m3(u16 bytes) {
-    return pack<F16>(host::from_e4m3(bytes & 0xff), host::from_e4m3(bytes >> 8));
 }
 
 // ---------------------------------------------------------------- wgmma

@@ -101,6 +101,7 @@ TABLE: tuple[Entry, ...] = check_table(
             compiled=False,
             sources=(
                 "kernels/cuda/mla_decode_hopper.cu",
+                "kernels/cuda/mla_decode_hopper_fp8.cu",
                 "kernels/cuda/mla_schedule.cuh",
                 "kernels/cuda/hopper.cuh",
             ),

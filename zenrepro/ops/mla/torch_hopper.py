@@ -1,4 +1,4 @@
-"""Absorbed latent attention over a paged cache by our Hopper kernel: TMA, wgmma, one launch."""
+"""Absorbed latent attention over a paged cache by our Hopper kernels: TMA, wgmma, one launch."""
 
 from __future__ import annotations
 
@@ -13,21 +13,20 @@ from zenrepro.ops import nvrtc
 from zenrepro.ops.mla import arguments
 from zenrepro.ops.mla.sizes import FP8_ROW_BYTES, LATENT, PAGE, ROTARY, ROW
 
-SOURCE = "cuda/mla_decode_hopper.cu"
+SOURCE, FP8_SOURCE = "cuda/mla_decode_hopper.cu", "cuda/mla_decode_hopper_fp8.cu"
+THREADS = 384
 TILE = 64  # query rows that a block serves
-THREADS, FP8_THREADS = 384, 512  # with an FP8 cache, a warpgroup more that expands it
-SHARED_BYTES = 232256
+SMALL_TILE = 32  # the same with an FP8 cache, where it has no more
+SHARED_BYTES, FP8_SHARED_BYTES = 232256, 232448  # the last: all that a block can have
 LOG2_E = math.log2(math.e)
 
 
 class Problem(ctypes.Structure):
-    """The kernel's struct of the same name."""
+    """The kernels' struct of the same name."""
 
     _fields_ = [
         ("block_table", ctypes.c_void_p),
         ("cache_seqlens", ctypes.c_void_p),
-        ("cache", ctypes.c_void_p),
-        ("page_stride", ctypes.c_longlong),
         ("out", ctypes.c_void_p),
         ("parts", ctypes.c_void_p),
         ("part_sums", ctypes.c_void_p),
@@ -43,11 +42,12 @@ class Problem(ctypes.Structure):
     ]
 
 
-# What the kernel asserts, so that the two files cannot part.
-CONTRACT: nvrtc.Defines = (
-    ("WANTED_SHARED_BYTES", SHARED_BYTES),
-    ("WANTED_PROBLEM_BYTES", ctypes.sizeof(Problem)),
-)
+class Build(NamedTuple):
+    """A kernel as it is compiled and launched."""
+
+    source: str
+    defines: nvrtc.Defines
+    shared_bytes: int
 
 
 class Workspace(NamedTuple):
@@ -115,8 +115,6 @@ def check(
         raise ValueError(
             f"cache: wants rows and pages that start on 16 bytes, got strides {cache.stride()}"
         )
-    if shape.fp8 and cache.stride(1) != FP8_ROW_BYTES:
-        raise ValueError(f"cache: wants rows without gaps, got strides {cache.stride()}")
     if not q.is_cuda or torch.cuda.get_device_capability(q.device) != (9, 0):
         where = q.device.type
         if q.is_cuda:
@@ -164,20 +162,28 @@ def shared_workspace(device: torch.device, counters: int) -> Workspace:
     return found
 
 
-def macros(tiles: int, fp8: bool, tuning: nvrtc.Defines = ()) -> nvrtc.Defines:
-    """What the source is compiled with; ``tuning`` are its switches, and come last.
+def build(rows: int, fp8: bool, tuning: nvrtc.Defines = ()) -> Build:
+    """What serves ``rows`` query rows a sequence; ``tuning`` are the source's switches, and come
+    last.
 
     FIRST is for several tiles: all but a page's first reader find it in the L2, so products, not
     bytes, take the time. At 128 heads 134.7 us on an H200 with 4, where 0 took 144.6 (builds before
     this one, which has not run there).
     """
-    given = {
-        "FP8": int(fp8),
-        "FIRST": 4 if tiles > 1 and not fp8 else 0,
-        **dict(CONTRACT),
+    if fp8:
+        tile = SMALL_TILE if rows <= SMALL_TILE else TILE
+        source, shared_bytes = FP8_SOURCE, FP8_SHARED_BYTES
+        given: dict[str, str | int] = {"TILE_ROWS": tile}
+    else:
+        source, shared_bytes = SOURCE, SHARED_BYTES
+        given = {"FIRST": 4 if rows > TILE else 0}
+    # What the kernel asserts, so that it and this file cannot part.
+    given |= {
+        "WANTED_SHARED_BYTES": shared_bytes,
+        "WANTED_PROBLEM_BYTES": ctypes.sizeof(Problem),
         **dict(tuning),
     }
-    return tuple(given.items())
+    return Build(source, tuple(given.items()), shared_bytes)
 
 
 def launch(
@@ -190,96 +196,55 @@ def launch(
     out: torch.Tensor,
     tuning: nvrtc.Defines = (),
 ) -> None:
-    """The kernel on checked arguments; ``tuning`` as of ``macros``."""
-    if cache.dtype == torch.uint8:
-        return launch_stored(q, cache, block_table, cache_seqlens, scale, workspace, out, tuning)
+    """The kernel on checked arguments; ``tuning`` as of ``build``."""
     batch, tokens, heads, _ = q.shape
     rows = tokens * heads
     tiles = -(-rows // TILE)
     fp8 = cache.dtype == torch.uint8
     page_stride, row_stride = (n * cache.element_size() for n in cache.stride()[:2])
     problem = Problem(
-        block_table.data_ptr(), cache_seqlens.data_ptr(), cache.data_ptr(), page_stride,
-        out.data_ptr(), workspace.parts.data_ptr(), workspace.part_sums.data_ptr(),
+        block_table.data_ptr(), cache_seqlens.data_ptr(), out.data_ptr(),
+        workspace.parts.data_ptr(), workspace.part_sums.data_ptr(),
         workspace.counters.data_ptr(), batch, block_table.shape[1], block_table.stride(0),
         cache.shape[0], heads, tokens, scale * LOG2_E, q.data_ptr(),
     )  # fmt: skip
-    q_map = _map(q.data_ptr(), (ROW, rows, batch), (ROW * 2, rows * ROW * 2))
-    # All of a row, or the rotary part that ends it: the rest of an FP8 row is no tensor of bf16.
-    width, skipped = (ROTARY, FP8_ROW_BYTES - 2 * ROTARY) if fp8 else (ROW, 0)
-    cache_map = _map(
-        cache.data_ptr() + skipped, (width, PAGE, cache.shape[0]), (row_stride, page_stride)
+    at, strides, pages = cache.data_ptr(), (row_stride, page_stride), cache.shape[0]
+    maps = (
+        [
+            # A quarter of a row's codes has one scale; codes, scales and the rotary part are
+            # three tensors.
+            _map(at, "uint8", (LATENT, PAGE, pages), strides, 128),
+            _map(at + LATENT, "fp32", (4, PAGE, pages), strides, 4),
+            _map(at + FP8_ROW_BYTES - 2 * ROTARY, "bf16", (ROTARY, PAGE, pages), strides, 64),
+        ]
+        if fp8
+        else [
+            _map(q.data_ptr(), "bf16", (ROW, rows, batch), (ROW * 2, rows * ROW * 2), 64),
+            _map(at, "bf16", (ROW, PAGE, pages), strides, 64),
+        ]
     )
-    blocks = multiprocessors(q.device) // tiles * tiles
-    defines = macros(tiles, fp8, tuning)
+    made = build(rows, fp8, tuning)
     with torch.cuda.device(q.device):
         nvrtc.launch(
-            nvrtc.function(SOURCE, "mla_decode", arch="sm_90a", defines=defines),
-            (blocks, 1, 1),
-            (FP8_THREADS if fp8 else THREADS, 1, 1),
-            SHARED_BYTES,
+            nvrtc.function(made.source, "mla_decode", arch="sm_90a", defines=made.defines),
+            (multiprocessors(q.device) // tiles * tiles, 1, 1),
+            (THREADS, 1, 1),
+            made.shared_bytes,
             torch.cuda.current_stream(q.device).cuda_stream,
-            [q_map, cache_map, problem, ctypes.c_int(tiles)],
-            cooperative=True,
-        )
-
-
-def launch_stored(
-    q: torch.Tensor,
-    cache: torch.Tensor,
-    block_table: torch.Tensor,
-    cache_seqlens: torch.Tensor,
-    scale: float,
-    workspace: Workspace,
-    out: torch.Tensor,
-    tuning: nvrtc.Defines = (),
-) -> None:
-    """The same for an FP8 cache, multiplied as it is stored."""
-    batch, tokens, heads, _ = q.shape
-    rows = tokens * heads
-    tiles = -(-rows // TILE)
-    page_stride, row_stride = cache.stride()[:2]
-    problem = Problem(
-        block_table.data_ptr(), cache_seqlens.data_ptr(), cache.data_ptr(), page_stride,
-        out.data_ptr(), workspace.parts.data_ptr(), workspace.part_sums.data_ptr(),
-        workspace.counters.data_ptr(), batch, block_table.shape[1], block_table.stride(0),
-        cache.shape[0], heads, tokens, scale * LOG2_E, q.data_ptr(),
-    )  # fmt: skip
-    strides, pages = (row_stride, page_stride), cache.shape[0]
-    codes = nvrtc.tensor_map(
-        cache.data_ptr(), "uint8", (LATENT, PAGE, pages), strides, (128, 64, 1), l2=128
-    )
-    scales = nvrtc.tensor_map(
-        cache.data_ptr() + LATENT, "fp32", (4, PAGE, pages), strides, (4, 64, 1), swizzle=0, l2=0
-    )
-    rotary = _map(
-        cache.data_ptr() + FP8_ROW_BYTES - 2 * ROTARY, (ROTARY, PAGE, pages), strides
-    )
-    blocks = multiprocessors(q.device) // tiles * tiles
-    given = {
-        "TILE_ROWS": 32 if rows <= 32 else 64,
-        "WANTED_PROBLEM_BYTES": ctypes.sizeof(Problem),
-        **dict(tuning),
-    }
-    with torch.cuda.device(q.device):
-        nvrtc.launch(
-            nvrtc.function(
-                "cuda/mla_decode_e4m3.cu", "mla_decode", arch="sm_90a", defines=tuple(given.items())
-            ),
-            (blocks, 1, 1),
-            (384, 1, 1),
-            232448,
-            torch.cuda.current_stream(q.device).cuda_stream,
-            [codes, scales, rotary, problem, ctypes.c_int(tiles)],
+            [*maps, problem, ctypes.c_int(tiles)],
             cooperative=True,
         )
 
 
 @functools.lru_cache(maxsize=256)
-def _map(pointer: int, shape: tuple[int, ...], strides: tuple[int, ...]) -> nvrtc.TensorMap:
-    """64 columns x 64 rows of bf16 a copy; rows outside read as zeros.
+def _map(
+    pointer: int, dtype: str, shape: tuple[int, ...], strides: tuple[int, ...], columns: int
+) -> nvrtc.TensorMap:
+    """``columns`` x 64 rows a copy; rows outside read as zeros.
 
     A copy is 128 bytes of each row, and so is a fetch into the L2: with fetches of 256 bytes 604 MB
-    of cache took 160 us on an H200, so 151.
+    of cache took 160 us on an H200, so 151. The scales of an FP8 row are 16 bytes.
     """
-    return nvrtc.tensor_map(pointer, "bf16", shape, strides, (64, 64, 1), l2=128)
+    swizzle = 0 if dtype == "fp32" else 128
+    box = (columns, 64, 1)
+    return nvrtc.tensor_map(pointer, dtype, shape, strides, box, swizzle=swizzle, l2=swizzle)

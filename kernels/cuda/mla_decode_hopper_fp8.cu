@@ -1,11 +1,11 @@
 // Latent decode for Hopper (sm_90a) over an FP8 cache that is multiplied as it is stored.
 //
-// A cache row is 656 bytes: 512 e4m3 numbers, an fp32 scale for every 128 of them, 64 rotary columns
-// in bf16. Nothing of it is expanded. Scores are e4m3 x e4m3, a quarter (128 columns) at a time, and
-// a quarter's sums take their keys' scales in fp32; weights take them before they are rounded, so
-// values need none. What would be lost by rounding queries and weights to e4m3 is kept as a
-// second number: the four leading bits and the next four, each an e4m3, which is all that a bf16
-// query has. Their products with a code add up in the same accumulator: twice the products at
+// A cache row is 656 bytes: 512 e4m3 numbers, an fp32 scale for every 128 of them, 64 rotary
+// columns in bf16. Nothing of it is expanded. Scores are e4m3 x e4m3, a quarter (128 columns) at a
+// time, and a quarter's sums take their keys' scales in fp32; weights take them before they are
+// rounded, so values need none. What would be lost by rounding queries and weights to e4m3 is kept
+// as a second number: the four leading bits and the next four, each an e4m3, which is all that a
+// bf16 query has. Their products with a code add up in the same accumulator: twice the products at
 // twice the rate of bf16.
 //
 // With at most 32 rows in a tile (TILE_ROWS = 32) high and low halves are rows r and r + 8 of one
@@ -13,24 +13,24 @@
 //
 // 8-bit operands have to lie with K innermost: right for keys, so that TMA brings them where wgmma
 // reads them, and wrong for values. Three warps turn a page over: ldmatrix transposes pairs of
-// bytes, a byte permutation parts them, stmatrix writes them. Keys then come in the order in which a
-// thread holds its scores (values_e4m3.cu), and of every 16 columns first the even ones.
+// bytes, a byte permutation parts them, stmatrix writes them. Keys then come in the order in which
+// a thread holds its scores (values_e4m3.cu), and of every 16 columns first the even ones.
 //
 //   producer    one warp brings quarters of codes, and scales and rotary columns, by TMA
 //   turners     three warps: values with keys innermost; scales as [quarter][key]
-//   consumers   two warpgroups. Page g belongs to warpgroup g % 2: it computes S and P, and leaves P
-//               and the maximum that P refers to for the other one, where the rotary columns were.
-//               Each multiplies 256 of the 512 value columns of every page. Its pages' running
-//               maximum is a warpgroup's own: neither waits for the other's softmax.
+//   consumers   two warpgroups. Page g belongs to warpgroup g % 2: it computes S and P, and leaves
+//               P and the maximum that P refers to for both, where the rotary columns were. Each
+//               multiplies 256 of the 512 value columns of every page. A page's weights refer to
+//               its own maximum: neither warpgroup waits for the other's softmax.
 //
-// e4m3 products add up in some 13 bits below the largest, so every page's product with values is a sum
-// of its own that fp32 adds to O; that addition rescales too.
+// e4m3 products add up in some 13 bits below the largest, so every page's product with values is a
+// sum of its own that fp32 adds to O.
 //
 // Plan, parts and their combination: mla_schedule.cuh. DeepSeek-AI, DeepSeek-V3 (arXiv 2412.19437),
 // section 3.3, for the accumulator; the rest as in mla_decode_hopper.cu.
 //
-// -DCODE_STAGES, -DSIDE_STAGES, -DVALUE_SLOTS: pages of codes, of scales and rotary columns,
-// quarters of values in flight. -DWIDTH: columns of a product with values.
+// -DCODE_STAGES, -DSIDE_STAGES: pages of codes, of scales and rotary columns, that are in flight.
+// -DVALUE_SLOTS: quarters of values. -DWIDTH: columns of a product with values.
 #include "hopper.cuh"
 #include "mla_schedule.cuh"
 
@@ -50,9 +50,9 @@
 namespace {
 
 static_assert(TILE == 32 || TILE == 64, "rows of a tile");
-constexpr bool BESIDE = TILE == 32;  // high and low halves in the rows of one product
+constexpr bool BESIDE = TILE == 32;     // high and low halves in the rows of one product
 constexpr int HALVES = BESIDE ? 1 : 2;  // rows of the tile that a thread holds
-constexpr int QUARTER = 128;   // columns that share a scale
+constexpr int QUARTER = 128;            // columns that share a scale
 constexpr int QUARTERS = LATENT / QUARTER;
 constexpr u32 QUARTER_BYTES = PAGE * QUARTER;
 constexpr u32 ROTARY_BYTES = PAGE * 64 * 2;
@@ -60,6 +60,9 @@ constexpr u32 SCALE_BYTES = PAGE * QUARTERS * 4;
 constexpr u32 FACTOR_BYTES = PAGE * QUARTERS * 2 + QUARTERS * 8;
 constexpr int THREADS = 384;
 constexpr int TURNERS = 3;  // warps
+// With fewer, the turners could wait for a page's values to be read before they come to the next
+// one's scales, without which nobody reads them.
+static_assert(VALUE_SLOTS >= QUARTERS && CODE_STAGES >= 2 && SIDE_STAGES >= 2, "a deadlock");
 
 // Shared memory, bytes from its start.
 constexpr u32 HIGH_AT = 0;  // queries: 64 rows of a product, quarter by quarter
@@ -67,9 +70,9 @@ constexpr u32 LOW_AT = HIGH_AT + QUARTERS * QUARTER_BYTES;
 constexpr u32 Q_ROTARY_AT = BESIDE ? LOW_AT : LOW_AT + QUARTERS * QUARTER_BYTES;
 constexpr u32 CODES_AT = Q_ROTARY_AT + ROTARY_BYTES;
 constexpr u32 VALUES_AT = CODES_AT + CODE_STAGES * QUARTERS * QUARTER_BYTES;  // [slot][128][64]
-constexpr u32 ROTARY_AT = VALUES_AT + VALUE_SLOTS * QUARTER_BYTES;  // later the page's P
+constexpr u32 ROTARY_AT = VALUES_AT + VALUE_SLOTS * QUARTER_BYTES;            // later the page's P
 constexpr u32 SCALES_AT = ROTARY_AT + SIDE_STAGES * ROTARY_BYTES;
-constexpr u32 FACTORS_AT = SCALES_AT + SIDE_STAGES * SCALE_BYTES;  // see turn_scales
+constexpr u32 FACTORS_AT = SCALES_AT + SIDE_STAGES * SCALE_BYTES;   // see turn_scales
 constexpr u32 MAXIMA_AT = FACTORS_AT + SIDE_STAGES * FACTOR_BYTES;  // [stage][64] what P refers to
 constexpr u32 UP_AT = MAXIMA_AT + SIDE_STAGES * 256;  // [64] what a row's rotary part is scaled by
 constexpr u32 DOWN_AT = UP_AT + 256;                  // [64] what its scores are
@@ -86,12 +89,12 @@ constexpr u32 PLAN_AT = (PUBLISHED_AT + SIDE_STAGES * 8 + 15) / 16 * 16;
 constexpr u32 SHARED_BYTES = PLAN_AT + 512 + 1024;  // the last to round the start up
 static_assert(SHARED_BYTES <= 232448, "more shared memory than a block can have");
 
-// The caller's words for the same.
+// The caller's words for the same: it asks for as much as any build wants.
 #ifdef WANTED_PROBLEM_BYTES
 static_assert(sizeof(Problem) == WANTED_PROBLEM_BYTES, "layout of Problem");
 #endif
 #ifdef WANTED_SHARED_BYTES
-static_assert(SHARED_BYTES == WANTED_SHARED_BYTES, "shared memory");
+static_assert(SHARED_BYTES <= WANTED_SHARED_BYTES, "shared memory");
 #endif
 
 // A number's place in a ring, and the parity of its turn.
@@ -139,9 +142,9 @@ DEVICE int group_of(float scale, int largest_exponent) {
 // ---------------------------------------------------------------- producer
 
 // One warp.
-DEVICE void produce(const Problem& problem, const TensorMap* codes_map,
-                    const TensorMap* scales_map, const TensorMap* rotary_map, u32 shared,
-                    const Plan& plan, int tiles, int lane) {
+DEVICE void produce(const Problem& problem, const TensorMap* codes_map, const TensorMap* scales_map,
+                    const TensorMap* rotary_map, u32 shared, const Plan& plan, int tiles,
+                    int lane) {
     const u64 policy = tiles > 1 ? L2_EVICT_NORMAL : L2_EVICT_FIRST;
     u32 step = 0;
     Walk walk;
@@ -174,14 +177,14 @@ DEVICE void produce(const Problem& problem, const TensorMap* codes_map,
 // ---------------------------------------------------------------- turners
 
 // One warp: a page's scales from [key][quarter] to [quarter][key], in place, zeros behind the
-// sequence's end, where the pool may hold anything. And as fp16 factors, [quarter][pair c of a
-// fragment][8 keys each]: the first group's scales over the power of two; then for every quarter that power
-// of two and the count of groups.
+// sequence's end, where the pool may hold anything. And as fp16 factors, [quarter][pair of columns
+// in a fragment][8 pairs of keys]: the first group's scales over the power of two; then, for every
+// quarter, that power of two and the count of groups.
 DEVICE void turn_scales(u32 scales, u32 factors, int valid, int lane) {
     const float4 even = load_shared<float4>(scales + lane * 32);
     const float4 odd = load_shared<float4>(scales + lane * 32 + 16);
-    const float of[QUARTERS][2] = {{even.x, odd.x}, {even.y, odd.y}, {even.z, odd.z},
-                                   {even.w, odd.w}};
+    const float of[QUARTERS][2] = {
+        {even.x, odd.x}, {even.y, odd.y}, {even.z, odd.z}, {even.w, odd.w}};
     __syncwarp();
 #pragma unroll
     for (int c = 0; c < QUARTERS; ++c) {
@@ -193,10 +196,10 @@ DEVICE void turn_scales(u32 scales, u32 factors, int valid, int lane) {
         const int exponent = min(max(static_cast<int>(largest >> 23), 1), 252);
         const float down = power(253 - exponent);
         store_shared(scales + (c * PAGE + 2 * lane) * 4, two);
-        store_shared(factors + c * 128 + lane % 4 * 32 + lane / 4 * 4,
-                     static_cast<int>(pack<F16>(
-                         group_of(two.x, exponent) == 0 ? two.x * down : 0.0f,
-                         group_of(two.y, exponent) == 0 ? two.y * down : 0.0f)));
+        store_shared(
+            factors + c * 128 + lane % 4 * 32 + lane / 4 * 4,
+            static_cast<int>(pack<F16>(group_of(two.x, exponent) == 0 ? two.x * down : 0.0f,
+                                       group_of(two.y, exponent) == 0 ? two.y * down : 0.0f)));
         if (lane == 0) {
             const int groups = 1 + group_of(__uint_as_float(smallest), exponent);
             store_shared(factors + PAGE * QUARTERS * 2 + c * 8,
@@ -215,7 +218,7 @@ DEVICE u32 seen_keys(int valid, int group, int lane) {
 
 // Three warps. A quarter is 16 pieces of 32 columns x 16 keys, each of a warp's ldmatrix.
 DEVICE void turn(const Problem& problem, u32 shared, const Plan& plan, int warp, int lane) {
-    // Of a piece: lane l reads key l % 16, 16 columns l / 16; writes one row of even or odd columns.
+    // Of a piece: lane l names key l % 16 and 16 columns l / 16 to read, and a row to write.
     const u32 key = lane % 16, from_unit = lane / 16;
     const u32 row = lane / 16 * 16 + lane % 16;
     u32 step = 0;
@@ -290,14 +293,14 @@ DEVICE void turn(const Problem& problem, u32 shared, const Plan& plan, int warp,
 
 // ---------------------------------------------------------------- consumers
 
-// The consumers' threads: a tile's queries in two halves. A row is multiplied by the power of two that
-// brings its largest latent number to 128 .. 256, where e4m3 has bits to spare below.
+// The consumers' threads: a tile's queries in two halves. A row is multiplied by the power of two
+// that brings its largest latent number to 128 .. 256, where e4m3 has bits to spare below.
 DEVICE void split_queries(const Problem& problem, u32 shared, int sequence, int tile, int rows,
                           int thread) {
     const int warp = thread / 32, lane = thread % 32;
     const u16* queries =
-        problem.q + (static_cast<long long>(sequence) * problem.query_len * problem.heads +
-                     tile * TILE) * ROW;
+        problem.q +
+        (static_cast<long long>(sequence) * problem.query_len * problem.heads + tile * TILE) * ROW;
 #pragma unroll 4
     for (int r = warp; r < TILE; r += CONSUMERS / 32) {
         const u32 row = BESIDE ? r / 8 * 16 + r % 8 : r;  // of the product
@@ -364,8 +367,8 @@ DEVICE void consume(const Problem& problem, char* shared_pointer, const Plan& pl
         row[h] = warp_row + lane / 4 + 8 * h;
         query[h] = (tile * TILE + row[h]) / problem.heads;
     }
-    // O of this warpgroup's two quarters. o_at(ci, i): i as of a product 128 wide, without the low
-    // halves' rows where they lie beside.
+    // O of this warpgroup's two quarters: as the products' fragments, without the low halves' rows
+    // where those lie beside.
     constexpr int PIECES = QUARTER / WIDTH, EACH = WIDTH / 4 * HALVES;
     float o[2][PIECES][EACH];
     u32 step = 0;
@@ -391,7 +394,8 @@ DEVICE void consume(const Problem& problem, char* shared_pointer, const Plan& pl
             down[h] = load_shared(shared + DOWN_AT + row[h] * 4);
         }
 #pragma unroll
-        for (int i = 0; i < 2 * PIECES * EACH; ++i) o[i / EACH / PIECES][i / EACH % PIECES][i % EACH] = 0;
+        for (int i = 0; i < 2 * PIECES * EACH; ++i)
+            o[i / EACH / PIECES][i / EACH % PIECES][i % EACH] = 0;
 
         // Scores of a page, their weights, and what the other warpgroup is to know of them.
         auto scores = [&](int page, u32 number) {
@@ -404,7 +408,7 @@ DEVICE void consume(const Problem& problem, char* shared_pointer, const Plan& pl
             const u32 scales = shared + SCALES_AT + side.slot * SCALE_BYTES + lane % 4 * 8;
             constexpr int BUFFERS = BESIDE ? 2 : 1;
             float products[BUFFERS][32];
-            float s[8][HALVES][2];  // [8 keys][row][key]
+            float s[8][HALVES][2];        // [8 keys][row][key]
             auto multiply = [&](int j) {  // a quarter, or the rotary columns
                 auto& d = products[j % BUFFERS];
                 registers_pin(d);
@@ -419,7 +423,8 @@ DEVICE void consume(const Problem& problem, char* shared_pointer, const Plan& pl
                                             descriptor_advance(b, k * 32), k > 0);
                     }
                     if (!BESIDE) {
-                        const u64 low = matrix_descriptor(shared + LOW_AT + j * QUARTER_BYTES, 1024);
+                        const u64 low =
+                            matrix_descriptor(shared + LOW_AT + j * QUARTER_BYTES, 1024);
 #pragma unroll
                         for (int k = 0; k < 4; ++k) {
                             Wgmma<64, E4M3>::ss(d, descriptor_advance(low, k * 32),
@@ -452,7 +457,8 @@ DEVICE void consume(const Problem& problem, char* shared_pointer, const Plan& pl
                         if (j == QUARTERS) {
                             s[b][h][e] += d[4 * b + i] * up[h];
                         } else {
-                            const float product = BESIDE ? d[4 * b + i] + d[4 * b + 2 + i] : d[4 * b + i];
+                            const float product =
+                                BESIDE ? d[4 * b + i] + d[4 * b + 2 + i] : d[4 * b + i];
                             if (j == 0) {
                                 s[b][h][e] = product * key_scale;
                             } else {
@@ -537,7 +543,8 @@ DEVICE void consume(const Problem& problem, char* shared_pointer, const Plan& pl
             bool larger = false;
 #pragma unroll
             for (int h = 0; h < HALVES; ++h) {
-                const float of_page = load_shared(shared + MAXIMA_AT + side.slot * 256 + row[h] * 4);
+                const float of_page =
+                    load_shared(shared + MAXIMA_AT + side.slot * 256 + row[h] * 4);
                 const float before = reference[h];
                 reference[h] = fmaxf(before, of_page);
                 const float base = reference[h] == -infinity() ? 0 : reference[h];
@@ -548,7 +555,8 @@ DEVICE void consume(const Problem& problem, char* shared_pointer, const Plan& pl
             if (__any_sync(0xffffffffu, larger)) {
 #pragma unroll
                 for (int i = 0; i < 2 * PIECES * EACH; ++i) {
-                    o[i / EACH / PIECES][i / EACH % PIECES][i % EACH] *= old[BESIDE ? 0 : i / 2 % 2];
+                    o[i / EACH / PIECES][i / EACH % PIECES][i % EACH] *=
+                        old[BESIDE ? 0 : i / 2 % 2];
                 }
             }
 #pragma unroll
@@ -663,8 +671,8 @@ DEVICE void consume(const Problem& problem, char* shared_pointer, const Plan& pl
             factor[h] = reciprocal_or_zero(total[h]);
         }
 
-        // Four neighbouring columns of a row: 16 j + 4 (lane % 4) and on, of a quarter. Even columns
-        // are the first eight of 16 in the product, odd ones the others.
+        // Four neighbouring columns of a row: 16 j + 4 (lane % 4) and on, of a quarter. Even
+        // columns are the first eight of 16 in the product, odd ones the others.
         auto o_at = [&](int ci, int j, int h, int column) -> float& {
             const int block_of_8 = 2 * j + column % 2, e = column / 2;
             const int piece = block_of_8 / (WIDTH / 8), within = block_of_8 % (WIDTH / 8);
@@ -751,8 +759,10 @@ DEVICE void consume(const Problem& problem, char* shared_pointer, const Plan& pl
                 const int ci = i / HALVES / 8, j = i / HALVES % 8, h = i % HALVES;
                 if (row[h] < rows) {
                     *reinterpret_cast<uint2*>(out + row[h] * LATENT + ci * QUARTER + j * 16) =
-                        make_uint2(pack<BF16>(o_at(ci, j, h, 0) * factor[h], o_at(ci, j, h, 1) * factor[h]),
-                                   pack<BF16>(o_at(ci, j, h, 2) * factor[h], o_at(ci, j, h, 3) * factor[h]));
+                        make_uint2(pack<BF16>(o_at(ci, j, h, 0) * factor[h],
+                                              o_at(ci, j, h, 1) * factor[h]),
+                                   pack<BF16>(o_at(ci, j, h, 2) * factor[h],
+                                              o_at(ci, j, h, 3) * factor[h]));
                 }
             }
         }
@@ -785,10 +795,10 @@ DEVICE void consume(const Problem& problem, char* shared_pointer, const Plan& pl
 
 // Grid: tiles x blocks, tile innermost, all resident at once; THREADS; SHARED_BYTES.
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
-mla_decode(const __grid_constant__ TensorMap codes_map,
-           const __grid_constant__ TensorMap scales_map,
-           const __grid_constant__ TensorMap rotary_map, const __grid_constant__ Problem problem,
-           int tiles) {
+    mla_decode(const __grid_constant__ TensorMap codes_map,
+               const __grid_constant__ TensorMap scales_map,
+               const __grid_constant__ TensorMap rotary_map,
+               const __grid_constant__ Problem problem, int tiles) {
     extern __shared__ __align__(1024) char memory[];
     const u32 shared = (shared_address(memory) + 1023) & ~1023u;  // the swizzle's pattern
     char* shared_pointer = memory + (shared - shared_address(memory));
