@@ -140,6 +140,13 @@ def test_every_code_of_an_fp8_cache(scales: tuple[float, ...]) -> None:
         assert bool(((out[b].double().view(4, 128) - wide).abs() <= allowed).all())
 
 
+@pytest.mark.parametrize("mode", emulator.MODES)
+def test_fewest_buffers_with_fp8(mode: str) -> None:
+    call = Call(2, 12, [450, 100], fp8=True, seed=9)
+    (out,) = call.run(2, mode, CODE_STAGES=2, SIDE_STAGES=2, VALUE_SLOTS=4)
+    assert call.error(out) < BOUND[True]
+
+
 def test_scales_far_apart_in_a_page() -> None:
     """Keys that count have scales far below those of keys that do not count: 2^-8 to 2^-30."""
     for seed, ratio in enumerate((2.0**-8, 2.0**-13, 2.0**-30)):
@@ -446,8 +453,6 @@ def test_a_defect_with_fp8_is_seen(
     heads: int, right: str, wrong: str, tuning: dict[str, int], tmp_path: pathlib.Path
 ) -> None:
     call = Call(2, heads, [450, 100], fp8=True, seed=9)
-    (out,) = call.run(2, **tuning)
-    assert call.error(out) < BOUND[True]
     source = device_code.path(torch_hopper.FP8_SOURCE)
     for other in (source, *source.parent.glob("*.cuh")):
         text = other.read_text()
@@ -458,12 +463,12 @@ def test_a_defect_with_fp8_is_seen(
     with mock.patch.object(device_code, "path", return_value=tmp_path / source.name):
         emulator._library.cache_clear()
         try:
-            errors = [
-                call.error(call.run(2, mode, seed, **tuning)[0])
-                for mode, seed in (("late", 0), ("early", 0), ("drawn", 1), ("drawn", 2))
-            ]
+            for mode, seed in (("late", 0), ("early", 0), ("drawn", 1), ("drawn", 2)):
+                (out,) = call.run(2, mode, seed, **tuning)
+                if not call.error(out) < BOUND[True]:  # NaN counts
+                    return
         except emulator.EmulationError:
             return
         finally:
             emulator._library.cache_clear()
-    assert any(not error < BOUND[True] for error in errors)  # NaN counts
+    raise AssertionError("nothing was noticed")
