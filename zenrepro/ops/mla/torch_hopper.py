@@ -70,8 +70,8 @@ def decode(
     """q [B, T, H, 576] bf16, cache [P, 64, 576] bf16 or uint8 [P, 64, 656], block_table int32
     [B, pages], cache_seqlens int32 [B] -> [B, T, H, 512] bf16; causal over the T tokens.
 
-    Products and sums in fp32, bit-identical run to run on one kind of card. Rows that see no key
-    give zeros. Calls that run at the same time on two streams need a ``workspace`` each; without
+    Sums in fp32, bit-identical run to run on one kind of card; with an FP8 cache sums over one page
+    are those of e4m3 products, which keep some 14 bits. Rows that see no key give zeros. Calls that run at the same time on two streams need a ``workspace`` each; without
     one, all calls on a device share one, which the first call outside graph capture makes.
     Raises ValueError for arguments that do not fit and for a device other than sm_90.
     """
