@@ -71,8 +71,9 @@ def decode(
     [B, pages], cache_seqlens int32 [B] -> [B, T, H, 512] bf16; causal over the T tokens.
 
     Sums in fp32, bit-identical run to run on one kind of card; with an FP8 cache sums over one page
-    are those of e4m3 products, which keep some 14 bits. Rows that see no key give zeros. Calls that run at the same time on two streams need a ``workspace`` each; without
-    one, all calls on a device share one, which the first call outside graph capture makes.
+    are those of e4m3 products, which keep some 14 bits. Rows that see no key give zeros. Calls that
+    run at the same time on two streams need a ``workspace`` each; without one, all calls on a
+    device share one, which the first call outside graph capture makes.
     Raises ValueError for arguments that do not fit and for a device other than sm_90.
     """
     shape = check(q, cache, block_table, cache_seqlens, scale)
