@@ -209,18 +209,49 @@ DEVICE void turn_scales(u32 scales, u32 factors, int valid, int lane) {
     __syncwarp();
 }
 
-// Byte n is set where key n of four is seen: 2 c, 2 c + 1, 8 + 2 c, 9 + 2 c of 16.
-DEVICE u32 seen_keys(int valid, int group, int lane) {
-    const int first = group * 16 + lane % 4 * 2;
-    return (first < valid ? 0xffu : 0) | (first + 1 < valid ? 0xff00u : 0) |
-           (first + 8 < valid ? 0xff0000u : 0) | (first + 9 < valid ? 0xff000000u : 0);
+// Pieces FIRST .. FIRST + COUNT - 1 of a quarter's 16, each of 32 columns x 16 keys, which a warp's
+// ldmatrix reads at once. Lane l names key l % 16 and columns 16 (l / 16) to read, and a row to
+// write; everything else of an address is known here. `valid` keys of the page are seen; what lies
+// behind may be NaN, and 0 x NaN is NaN.
+template <int FIRST, int COUNT>
+DEVICE void turn_pieces(u32 source, u32 target, int valid, int lane) {
+    const u32 key = lane % 16;
+    const u32 from = source + key * 128 + ((lane / 16 ^ key % 8) << 4);
+    const u32 to = target + lane * 64 + (lane / 2 % 4 << 4);
+    u32 words[COUNT][4];
+#pragma unroll
+    for (int n = 0; n < COUNT; ++n) {
+        const int keys = (FIRST + n) / 4, columns = (FIRST + n) % 4;
+        ldmatrix_x4_transposed(words[n], (from ^ columns * 32) + keys * 2048);
+    }
+    if (valid < PAGE) {
+#pragma unroll 1
+        for (int i = 0; i < 2; ++i) {  // keys 2 c, 2 c + 1 and 8 + 2 c, 9 + 2 c of 16
+#pragma unroll
+            for (int n = 0; n < COUNT; ++n) {
+                const int first = (FIRST + n) / 4 * 16 + i * 8 + lane % 4 * 2;
+                const u32 seen =
+                    (first < valid ? 0xffffu : 0) | (first + 1 < valid ? 0xffff0000u : 0);
+                const u32 mask = i == 0 ? seen : 0xffffffffu, other = i == 1 ? seen : 0xffffffffu;
+                words[n][0] &= mask;
+                words[n][2] &= mask;
+                words[n][1] &= other;
+                words[n][3] &= other;
+            }
+        }
+    }
+#pragma unroll
+    for (int n = 0; n < COUNT; ++n) {
+        const int keys = (FIRST + n) / 4, columns = (FIRST + n) % 4;
+        const u32(&x)[4] = words[n];
+        stmatrix_x4((to ^ keys * 16) + columns * 2048, permute_bytes(x[0], x[1], 0x6420),
+                    permute_bytes(x[0], x[1], 0x7531), permute_bytes(x[2], x[3], 0x6420),
+                    permute_bytes(x[2], x[3], 0x7531));
+    }
 }
 
-// Three warps. A quarter is 16 pieces of 32 columns x 16 keys, each of a warp's ldmatrix.
+// Three warps, the first with the scales besides.
 DEVICE void turn(const Problem& problem, u32 shared, const Plan& plan, int warp, int lane) {
-    // Of a piece: lane l names key l % 16 and 16 columns l / 16 to read, and a row to write.
-    const u32 key = lane % 16, from_unit = lane / 16;
-    const u32 row = lane / 16 * 16 + lane % 16;
     u32 step = 0;
     const int last = plan.last;
 #pragma unroll 1
@@ -246,40 +277,9 @@ DEVICE void turn(const Problem& problem, u32 shared, const Plan& plan, int warp,
                 mbarrier_wait(shared + VALUES_EMPTY_AT + to.slot * 8, to.parity ^ 1);
                 const u32 source = shared + CODES_AT + place * QUARTER_BYTES;
                 const u32 target = shared + VALUES_AT + to.slot * QUARTER_BYTES;
-                const int first = (warp + c) % TURNERS;
-#pragma unroll
-                for (int half = 0; half < 2; ++half) {
-                    u32 words[3][4];
-#pragma unroll
-                    for (int j = 0; j < 3; ++j) {
-                        const int piece = first + (half * 3 + j) * TURNERS;
-                        const int group = piece / 4, unit = piece % 4 * 2 + from_unit;
-                        if (piece < 16) {
-                            ldmatrix_x4_transposed(
-                                words[j],
-                                source + swizzle128((group * 16 + key) * 128 + unit * 16));
-                        }
-                    }
-#pragma unroll
-                    for (int j = 0; j < 3; ++j) {
-                        const int piece = first + (half * 3 + j) * TURNERS;
-                        const int group = piece / 4;
-                        if (piece >= 16) continue;
-                        u32 turned[4];
-#pragma unroll
-                        for (int i = 0; i < 4; ++i) {
-                            turned[i] = permute_bytes(words[j][i / 2 * 2], words[j][i / 2 * 2 + 1],
-                                                      i % 2 ? 0x7531 : 0x6420);
-                        }
-                        if (valid < PAGE) {
-                            const u32 seen = seen_keys(valid, group, lane);
-#pragma unroll
-                            for (int i = 0; i < 4; ++i) turned[i] &= seen;
-                        }
-                        stmatrix_x4(target + swizzle64((piece % 4 * 32 + row) * 64 + group * 16),
-                                    turned[0], turned[1], turned[2], turned[3]);
-                    }
-                }
+                if (warp == 0) turn_pieces<0, 4>(source, target, valid, lane);
+                if (warp == 1) turn_pieces<4, 6>(source, target, valid, lane);
+                if (warp == 2) turn_pieces<10, 6>(source, target, valid, lane);
                 fence_async_shared();
                 __syncwarp();
                 if (lane == 0) {
@@ -411,10 +411,10 @@ DEVICE void consume(const Problem& problem, char* shared_pointer, const Plan& pl
             float s[8][HALVES][2];        // [8 keys][row][key]
             auto multiply = [&](int j) {  // a quarter, or the rotary columns
                 auto& d = products[j % BUFFERS];
+                if (j < QUARTERS) mbarrier_wait(full + j * 8, codes.parity);
                 registers_pin(d);
                 wgmma_fence();
                 if (j < QUARTERS) {
-                    mbarrier_wait(full + j * 8, codes.parity);
                     const u64 b = matrix_descriptor(keys + j * QUARTER_BYTES, 1024);
                     const u64 high = matrix_descriptor(shared + HIGH_AT + j * QUARTER_BYTES, 1024);
 #pragma unroll
@@ -599,7 +599,7 @@ DEVICE void consume(const Problem& problem, char* shared_pointer, const Plan& pl
                     }
                     const bool over = scale_group == groups - 1;
                     if (ci == 1 && over) release(shared + SIDE_EMPTY_AT + side.slot * 8, lane);
-                    const float factor = facts.x * power(127 - (scale_group << GROUP_BITS));
+                    const float factor = power(exponent + 1 - (scale_group << GROUP_BITS));
                     mbarrier_wait(shared + VALUES_FULL_AT + from.slot * 8, from.parity);
 #pragma unroll
                     for (int piece = 0; piece < PIECES; ++piece) {

@@ -425,17 +425,21 @@ inline void end_reading(Block* block, Product& p, u32 warp) {
 }
 
 // A tensor core adds e4m3 products with some 14 bits (DeepSeek-V3, arXiv 2412.19437, section 3.3.2):
-// here every term is cut off 13 bits below the largest one's first.
+// here every term is cut off 13 bits below the largest one's first, and so is their sum.
+inline double cut_off(double x, double largest) {
+    if (!(largest > 0) || !std::isfinite(largest)) return x;
+    const double unit = std::ldexp(1.0, std::ilogb(largest) - 13);
+    return std::trunc(x / unit) * unit;
+}
 inline float add_e4m3(double sum, const float* a, const float* b, int depth) {
     double terms[33] = {sum}, largest = std::fabs(sum);
     for (int k = 0; k < depth; ++k) {
         terms[k + 1] = static_cast<double>(a[k]) * b[k];
         largest = std::fmax(largest, std::fabs(terms[k + 1]));
     }
-    const double unit = largest > 0 && std::isfinite(largest) ? std::ldexp(1.0, std::ilogb(largest) - 13) : 0;
     double all = 0;
-    for (int k = 0; k <= depth; ++k) all += unit > 0 ? std::trunc(terms[k] / unit) * unit : terms[k];
-    return static_cast<float>(all);
+    for (int k = 0; k <= depth; ++k) all += cut_off(terms[k], largest);
+    return static_cast<float>(cut_off(all, std::fabs(all)));
 }
 
 inline void execute(Block* block, u32 first_thread, Product& p) {
