@@ -22,6 +22,8 @@
 //
 // -DFIRST=n: n chunks of the next page's scores come before the values of this one; see consume.
 // -DVALUES=64, 128 or 256: columns of a product with values.
+// -DLAZY=n: weights are taken with the maximum of the pages before, unless a score of this page
+// exceeds it by more than n powers of two; 0: always with this page's. See softmax.
 #include "hopper.cuh"
 #include "mla_schedule.cuh"
 
@@ -30,6 +32,9 @@
 #endif
 #ifndef VALUES
 #define VALUES 64
+#endif
+#ifndef LAZY
+#define LAZY 0
 #endif
 
 namespace {
@@ -280,26 +285,48 @@ DEVICE void consume(const Problem& problem, char* shared_pointer, const Plan& pl
                     top0 = fmaxf(top0, fmaxf(s[i], s[i + 1]));
                     top1 = fmaxf(top1, fmaxf(s[i + 2], s[i + 3]));
                 }
-                const float new0 = fmaxf(maximum0, quad_max(top0) * problem.scale_log2);
-                const float new1 = fmaxf(maximum1, quad_max(top1) * problem.scale_log2);
-                const float base0 = new0 == -infinity() ? 0 : new0;
-                const float base1 = new1 == -infinity() ? 0 : new1;
-                alpha0 = exp2_fast(maximum0 - base0);
-                alpha1 = exp2_fast(maximum1 - base1);
-                maximum0 = new0;
-                maximum1 = new1;
-                sum0 *= alpha0;
-                sum1 *= alpha1;
+                // Adds the weights' sums to `to0` and `to1`.
+                auto weigh = [&](float base0, float base1, float& to0, float& to1) {
 #pragma unroll
-                for (int i = 0; i < 32; i += 4) {
-                    const float x0 = exp2_fast(s[i] * problem.scale_log2 - base0);
-                    const float x1 = exp2_fast(s[i + 1] * problem.scale_log2 - base0);
-                    const float y0 = exp2_fast(s[i + 2] * problem.scale_log2 - base1);
-                    const float y1 = exp2_fast(s[i + 3] * problem.scale_log2 - base1);
-                    sum0 += x0 + x1;
-                    sum1 += y0 + y1;
-                    p[i / 2] = pack<BF16>(x0, x1);
-                    p[i / 2 + 1] = pack<BF16>(y0, y1);
+                    for (int i = 0; i < 32; i += 4) {
+                        const float x0 = exp2_fast(s[i] * problem.scale_log2 - base0);
+                        const float x1 = exp2_fast(s[i + 1] * problem.scale_log2 - base0);
+                        const float y0 = exp2_fast(s[i + 2] * problem.scale_log2 - base1);
+                        const float y1 = exp2_fast(s[i + 3] * problem.scale_log2 - base1);
+                        to0 += x0 + x1;
+                        to1 += y0 + y1;
+                        p[i / 2] = pack<BF16>(x0, x1);
+                        p[i / 2 + 1] = pack<BF16>(y0, y1);
+                    }
+                };
+                auto base = [](float maximum) { return maximum == -infinity() ? 0 : maximum; };
+                auto raise = [&](float& to0, float& to1) {
+                    const float new0 = fmaxf(maximum0, quad_max(top0) * problem.scale_log2);
+                    const float new1 = fmaxf(maximum1, quad_max(top1) * problem.scale_log2);
+                    alpha0 = exp2_fast(maximum0 - base(new0));
+                    alpha1 = exp2_fast(maximum1 - base(new1));
+                    maximum0 = new0;
+                    maximum1 = new1;
+                    sum0 *= alpha0;
+                    sum1 *= alpha1;
+                    weigh(base(new0), base(new1), to0, to1);
+                };
+                if (LAZY) {
+                    // The other warpgroup waits for P: by the old maxima, before the new are known.
+                    float more0 = 0, more1 = 0;
+                    alpha0 = alpha1 = 1;
+                    weigh(base(maximum0), base(maximum1), more0, more1);
+                    // A row that saw no key before has -infinity, which any score exceeds.
+                    const bool stays = top0 * problem.scale_log2 <= maximum0 + LAZY &&
+                                       top1 * problem.scale_log2 <= maximum1 + LAZY;
+                    if (__any_sync(0xffffffffu, !stays)) {
+                        more0 = more1 = 0;
+                        raise(more0, more1);
+                    }
+                    sum0 += more0;
+                    sum1 += more1;
+                } else {
+                    raise(sum0, sum1);
                 }
             };
             // This warpgroup's first page here. With scores ahead it may come before the other's P,
@@ -317,13 +344,18 @@ DEVICE void consume(const Problem& problem, char* shared_pointer, const Plan& pl
             }
             wgmma_commit();
             wgmma_wait<0>();
-            softmax();
             // P for the other warpgroup: rows of 128 bytes, swizzled as TMA would.
+            auto p_at = [&](int k) {
+                const u32 row = warp * 16 + lane % 16, unit = k * 2 + lane / 16;
+                return shared + P_AT + row * 128 + ((unit ^ (row & 7)) << 4);
+            };
+            u32 place[1] = {p_at(0)};
+            if (LAZY) registers_pin(place);  // worked out before P, which is waited for
+            softmax();
 #pragma unroll
             for (int k = 0; k < 4; ++k) {
-                const u32 row = warp * 16 + lane % 16, unit = k * 2 + lane / 16;
-                stmatrix_x4(shared + P_AT + row * 128 + ((unit ^ (row & 7)) << 4), p[4 * k],
-                            p[4 * k + 1], p[4 * k + 2], p[4 * k + 3]);
+                stmatrix_x4(LAZY ? place[0] ^ k * 32 : p_at(k), p[4 * k], p[4 * k + 1],
+                            p[4 * k + 2], p[4 * k + 3]);
             }
             if (lane % 4 == 0) {
                 store_shared(shared + MAXIMA_AT + row0 * 4, maximum0);

@@ -167,9 +167,10 @@ def build(rows: int, fp8: bool, tuning: nvrtc.Defines = ()) -> Build:
     """What serves ``rows`` query rows a sequence; ``tuning`` are the source's switches, and come
     last.
 
-    FIRST is for several tiles: all but a page's first reader find it in the L2, so products, not
-    bytes, take the time. At 128 heads 134.7 us on an H200 with 4, where 0 took 144.6 (builds before
-    this one, which has not run there).
+    FIRST and LAZY are for several tiles: all but a page's first reader find it in the L2, so
+    products and what they wait for, not bytes, take the time. 64 sequences of 4096 keys, 128 heads,
+    on an H200: 144.6 us with neither (a build before this one), 134.4 to 135.7 with FIRST=4, 128.4
+    to 129.8 with LAZY=8 besides.
     """
     if fp8:
         tile = SMALL_TILE if rows <= SMALL_TILE else TILE
@@ -177,7 +178,8 @@ def build(rows: int, fp8: bool, tuning: nvrtc.Defines = ()) -> Build:
         given: dict[str, str | int] = {"TILE_ROWS": tile}
     else:
         source, shared_bytes = SOURCE, SHARED_BYTES
-        given = {"FIRST": 4 if rows > TILE else 0}
+        several = rows > TILE
+        given = {"FIRST": 4 if several else 0, "LAZY": 8 if several else 0}
     # What the kernel asserts, so that it and this file cannot part.
     given |= {
         "WANTED_SHARED_BYTES": shared_bytes,
