@@ -30,10 +30,14 @@ LONG = (
 BOUND = {False: 4e-3, True: 4e-3}
 SPIN = (("DEBUG_SPIN", 50_000_000),)
 FORMATS = pytest.mark.parametrize("fp8", [False, True], ids=["bf16", "fp8"])
-# Both orders of work in bf16, whatever is shipped for so many rows.
+# Both orders of work and both kinds of maxima in bf16, whatever is shipped for so many rows.
 BUILDS = pytest.mark.parametrize(
     ("fp8", "tuning"),
-    [(False, (("FIRST", 0),)), (False, (("FIRST", 4),)), (True, ())],
+    [
+        (False, (("FIRST", 0), ("LAZY", 0))),
+        (False, (("FIRST", 4), ("LAZY", 8))),
+        (True, ()),
+    ],
     ids=["bf16-fixed", "bf16-ahead", "fp8"],
 )
 
@@ -123,6 +127,17 @@ def test_small_ragged(hopper: Any, heads: int, fp8: bool, tuning: Any) -> None:
         one, two = call.run(hopper, tuning), call.run(hopper, tuning)
         assert call.error(one) < BOUND[fp8], tokens
         assert bool((one == two).all()), "other bits the second time"
+
+
+@pytest.mark.parametrize("by", [0.7, 100.0])
+@pytest.mark.parametrize("lazy", [0, 8])
+def test_small_maxima_that_grow(hopper: Any, lazy: int, by: float) -> None:
+    """From page to page by some powers of two, and by more than fp32 has."""
+    call = Call(1, 128, [320, 130, 1000], fp8=False)
+    for b, length in enumerate(call.lengths.tolist()):
+        for i in range(-(-length // PAGE)):
+            call.cache[int(call.table[b, i])] *= 1 + by * i
+    assert call.error(call.run(hopper, (("LAZY", lazy),))) < BOUND[False]
 
 
 @BUILDS

@@ -36,7 +36,7 @@ SHAPES = (
     (32, 1, 24, 4096), (64, 4, 16, 4096), (128, 1, 16, -4096),
 )  # fmt: skip
 DEFAULT = {
-    "bf16": ("FIRST=0", "FIRST=4", "START_COST=0", "START_COST=6"),
+    "bf16": ("FIRST=0", "LAZY=0", "LAZY=8"),
     "fp8": ("CODE_STAGES=2", "VALUE_SLOTS=6", "SIDE_STAGES=2", "WIDTH=64", "START_COST=6"),
 }
 

@@ -57,6 +57,9 @@ def test_the_machine_code_is_hoppers(rows: int, fp8: bool) -> None:
         # S = Q K^T: nine chunks of four steps. O += P V: P from registers and from shared memory.
         # With scores ahead, the last page's values are written out by themselves.
         assert products.count("HGMMA.64x64x16") >= 9 * 4 + 2 * 4 * 4
+        # For several tiles P is taken by the maxima before, then perhaps anew: 32 weights a thread.
+        weights = code[code.index("GMMA") : code.rindex("GMMA")].count("MUFU.EX2")
+        assert (weights >= 2 * 32) == (rows > torch_hopper.TILE)
     assert "UTMALDG.3D" in code
     assert "USETMAXREG" in code
     # A wait after each product would mean that the compiler serialised them.
