@@ -30,7 +30,8 @@
 // Sides are asked for ahead of the codes: scores need a page's scales, turned, as soon as its first
 // product is there, and the turning takes time of its own.
 //
-// Turners wait for shared memory most of the time: two teams have two quarters on their way.
+// Two teams, so that two quarters are on their way at a time: a quarter's loads, permutations,
+// stores and fence come one after another, and one team would have to keep up with the memory.
 // Slots of values are a multiple of the teams, so that a slot is always filled by the same team,
 // one turn after the other. Were it another team's in turn, that could come two turns late or
 // early, which a barrier's parity does not tell from in time.
@@ -75,7 +76,7 @@ constexpr u32 ROTARY_BYTES = PAGE * 64 * 2;
 constexpr u32 SCALE_BYTES = PAGE * QUARTERS * 4;
 constexpr u32 FACTOR_BYTES = PAGE * QUARTERS * 2 + QUARTERS * 8;
 constexpr int THREADS = 512;
-constexpr int SCORES_IN_FLIGHT = BESIDE ? 2 : 1;        // as many as registers hold
+constexpr int SCORES_IN_FLIGHT = BESIDE ? 2 : 1;        // products that run at a time
 constexpr int CONSUMER_REGISTERS = BESIDE ? 184 : 224;  // of 256, the others' included
 constexpr int TEAMS = 2, TEAM = 3;  // of turners, each with every other quarter; warps of one
 static_assert(VALUE_SLOTS >= QUARTERS && CODE_STAGES >= 2 && SIDE_STAGES >= 2, "a deadlock");
