@@ -12,16 +12,29 @@
 // product (both of one thread's), which would else multiply padding: half the products.
 //
 // 8-bit operands have to lie with K innermost: right for keys, so that TMA brings them where wgmma
-// reads them, and wrong for values. Three warps turn a page over: ldmatrix transposes pairs of
-// bytes, a byte permutation parts them, stmatrix writes them. Keys then come in the order in which
-// a thread holds its scores (values_e4m3.cu), and of every 16 columns first the even ones.
+// reads them, and wrong for values, which warps of their own turn over: ldmatrix transposes pairs
+// of bytes, a byte permutation parts them, stmatrix writes them. Keys then come in the order in
+// which a thread holds its scores (values_e4m3.cu), and of every 16 columns first the even ones.
 //
-//   producer    one warp brings quarters of codes, and scales and rotary columns, by TMA
-//   turners     three warps: values with keys innermost; scales as [quarter][key]
-//   consumers   two warpgroups. Page g belongs to warpgroup g % 2: it computes S and P, and leaves
-//               P and the maximum that P refers to for both, where the rotary columns were. Each
-//               multiplies 256 of the 512 value columns of every page. A page's weights refer to
-//               its own maximum: neither warpgroup waits for the other's softmax.
+// 512 threads, 16 warps:
+//
+//   0 .. 7      consumers: two warpgroups. Page g belongs to warpgroup g % 2: it computes S and P,
+//               and leaves P and the maximum that P refers to for both, where the rotary columns
+//               were. Each multiplies 256 of the 512 value columns of every page. A page's weights
+//               refer to its own maximum: neither warpgroup waits for the other's softmax.
+//   8           producer: brings quarters of codes, and a page's side (scales and rotary columns),
+//               by TMA; then watches for other blocks' parts
+//   9           turns scales into [quarter][key], and into factors of the weights
+//   10 .. 15    two teams of three warps turn values over, each team every other quarter
+//
+// Sides are asked for ahead of the codes: scores need a page's scales, turned, as soon as its first
+// product is there, and the turning takes time of its own.
+//
+// Two teams, so that two quarters are on their way at a time: a quarter's loads, permutations,
+// stores and fence come one after another, and one team would have to keep up with the memory.
+// Slots of values are a multiple of the teams, so that a slot is always filled by the same team,
+// one turn after the other. Were it another team's in turn, that could come two turns late or
+// early, which a barrier's parity does not tell from in time.
 //
 // e4m3 products add up in some 13 bits below the largest, so every page's product with values is a
 // sum of its own that fp32 adds to O.
@@ -30,7 +43,8 @@
 // section 3.3, for the accumulator; the rest as in mla_decode_hopper.cu.
 //
 // -DCODE_STAGES, -DSIDE_STAGES: pages of codes, of scales and rotary columns, that are in flight.
-// -DVALUE_SLOTS: quarters of values. -DWIDTH: columns of a product with values.
+// -DSIDE_LEAD: pages that the latter are asked for ahead. -DVALUE_SLOTS: quarters of values.
+// -DWIDTH: columns of a product with values.
 #include "hopper.cuh"
 #include "mla_schedule.cuh"
 
@@ -38,10 +52,13 @@
 #define CODE_STAGES (TILE_ROWS == 32 ? 3 : 2)
 #endif
 #ifndef SIDE_STAGES
-#define SIDE_STAGES 3
+#define SIDE_STAGES 4
+#endif
+#ifndef SIDE_LEAD
+#define SIDE_LEAD (SIDE_STAGES > 3 ? SIDE_STAGES - 3 : 0)
 #endif
 #ifndef VALUE_SLOTS
-#define VALUE_SLOTS 7
+#define VALUE_SLOTS 6
 #endif
 #ifndef WIDTH
 #define WIDTH (TILE_ROWS == 32 ? 128 : 64)
@@ -58,11 +75,16 @@ constexpr u32 QUARTER_BYTES = PAGE * QUARTER;
 constexpr u32 ROTARY_BYTES = PAGE * 64 * 2;
 constexpr u32 SCALE_BYTES = PAGE * QUARTERS * 4;
 constexpr u32 FACTOR_BYTES = PAGE * QUARTERS * 2 + QUARTERS * 8;
-constexpr int THREADS = 384;
-constexpr int TURNERS = 3;  // warps
-// With fewer, the turners could wait for a page's values to be read before they come to the next
-// one's scales, without which nobody reads them.
+constexpr int THREADS = 512;
+constexpr int SCORES_IN_FLIGHT = BESIDE ? 2 : 1;        // products that run at a time
+constexpr int CONSUMER_REGISTERS = BESIDE ? 184 : 224;  // of 256, the others' included
+constexpr int TEAMS = 2, TEAM = 3;  // of turners, each with every other quarter; warps of one
 static_assert(VALUE_SLOTS >= QUARTERS && CODE_STAGES >= 2 && SIDE_STAGES >= 2, "a deadlock");
+// A barrier's parity tells one turn from the next, not from the one after: a slot's turns are one
+// team's, which comes to one after the other.
+static_assert(VALUE_SLOTS % TEAMS == 0 && QUARTERS % TEAMS == 0, "turns that two teams share");
+static_assert(SIDE_LEAD >= 0 && SIDE_LEAD < SIDE_STAGES, "a deadlock");
+static_assert(WIDTH <= QUARTER && QUARTER % WIDTH == 0, "a quarter is a whole number of products");
 
 // Shared memory, bytes from its start.
 constexpr u32 HIGH_AT = 0;  // queries: 64 rows of a product, quarter by quarter
@@ -131,6 +153,9 @@ DEVICE void high_and_low(u32 x01, u32 x23, u32& high, u32& low) {
 // overflow. Weights are 2^8 where their row has its maximum.
 constexpr int SCALE_BITS = 8, WEIGHT_BITS = 8;
 
+// O is rescaled when a page's maximum exceeds what it refers to by more than this.
+constexpr float LAZY_BITS = 8;
+
 // Weights times scales are to be e4m3, whose numbers reach from 2^-9 to 2^8: a page's scales,
 // divided by a power of two above the largest, are multiplied in groups of eight powers of two, and
 // each but the first (nearly always the only one) costs another product with the values.
@@ -146,11 +171,23 @@ DEVICE void produce(const Problem& problem, const TensorMap* codes_map, const Te
                     const TensorMap* rotary_map, u32 shared, const Plan& plan, int tiles,
                     int lane) {
     const u64 policy = tiles > 1 ? L2_EVICT_NORMAL : L2_EVICT_FIRST;
-    u32 step = 0;
-    Walk walk;
-    for (bool more = walk.begin(problem, plan); more; more = walk.next(problem, plan), ++step) {
+    auto bring_side = [&](u32 number, int page) {
+        const Ring<SIDE_STAGES> side(number);
+        const u32 full = shared + SIDE_FULL_AT + side.slot * 8;
+        mbarrier_wait(shared + SIDE_EMPTY_AT + side.slot * 8, side.parity ^ 1);
+        if (lane == 0) {
+            mbarrier_arrive_expect(full, SCALE_BYTES + ROTARY_BYTES);
+            tma_load(shared + SCALES_AT + side.slot * SCALE_BYTES, scales_map, full, policy, 0, 0,
+                     page);
+            tma_load(shared + ROTARY_AT + side.slot * ROTARY_BYTES, rotary_map, full, policy, 0, 0,
+                     page);
+        }
+    };
+    Walk walk, ahead;
+    u32 step = 0, side_step = 0;
+    bool more = walk.begin(problem, plan), more_sides = ahead.begin(problem, plan);
+    for (; more; more = walk.next(problem, plan), ++step) {
         const Ring<CODE_STAGES> codes(step);
-        const Ring<SIDE_STAGES> side(step);
 #pragma unroll
         for (int c = 0; c < QUARTERS; ++c) {
             const u32 place = codes.slot * QUARTERS + c, full = shared + CODES_FULL_AT + place * 8;
@@ -161,14 +198,9 @@ DEVICE void produce(const Problem& problem, const TensorMap* codes_map, const Te
                          c * QUARTER, 0, walk.id);
             }
         }
-        const u32 full = shared + SIDE_FULL_AT + side.slot * 8;
-        mbarrier_wait(shared + SIDE_EMPTY_AT + side.slot * 8, side.parity ^ 1);
-        if (lane == 0) {
-            mbarrier_arrive_expect(full, SCALE_BYTES + ROTARY_BYTES);
-            tma_load(shared + SCALES_AT + side.slot * SCALE_BYTES, scales_map, full, policy, 0, 0,
-                     walk.id);
-            tma_load(shared + ROTARY_AT + side.slot * ROTARY_BYTES, rotary_map, full, policy, 0, 0,
-                     walk.id);
+        for (; more_sides && side_step <= step + SIDE_LEAD; ++side_step) {
+            bring_side(side_step, ahead.id);
+            more_sides = ahead.next(problem, plan);
         }
         __syncwarp();
     }
@@ -250,42 +282,69 @@ DEVICE void turn_pieces(u32 source, u32 target, int valid, int lane) {
     }
 }
 
-// Three warps, the first with the scales besides.
-DEVICE void turn(const Problem& problem, u32 shared, const Plan& plan, int warp, int lane) {
+// A page of a block's share, and how many of its keys (or more) are the sequence's.
+struct Cursor {
+    int sequence, page, end, length;
+
+    DEVICE bool begin(const Problem& problem, const Plan& plan) {
+        sequence = plan.first - 1;
+        page = end = 0;
+        return next(problem, plan);
+    }
+    DEVICE bool next(const Problem& problem, const Plan& plan) {
+        ++page;
+        while (page >= end) {
+            if (++sequence > plan.last) return false;
+            length = cache_length(problem, sequence);
+            page = sequence == plan.first ? plan.first_page : 0;
+            end = sequence == plan.last ? plan.last_end : page_count(length);
+        }
+        return true;
+    }
+    DEVICE int valid() const { return length - page * PAGE; }
+};
+
+// One warp: all scales, as soon as they are there.
+DEVICE void turn_all_scales(const Problem& problem, u32 shared, const Plan& plan, int lane) {
     u32 step = 0;
-    const int last = plan.last;
+    Cursor at;
+    for (bool more = at.begin(problem, plan); more; more = at.next(problem, plan), ++step) {
+        const Ring<SIDE_STAGES> side(step);
+        mbarrier_wait(shared + SIDE_FULL_AT + side.slot * 8, side.parity);
+        turn_scales(shared + SCALES_AT + side.slot * SCALE_BYTES,
+                    shared + FACTORS_AT + side.slot * FACTOR_BYTES, at.valid(), lane);
+        if (lane == 0) mbarrier_arrive(shared + SCALES_FULL_AT + side.slot * 8);
+    }
+}
+
+// A warp of a team: its pieces of the team's quarters.
+template <int FIRST, int COUNT>
+DEVICE void turn_quarters(const Problem& problem, u32 shared, const Plan& plan, int team,
+                          int lane) {
+    constexpr int AT_ONCE = BESIDE ? COUNT : (COUNT + 1) / 2;  // else few registers are left
+    u32 step = 0;
+    Cursor at;
 #pragma unroll 1
-    for (int sequence = plan.first; sequence <= last; ++sequence) {
-        const int length = cache_length(problem, sequence);
-        const int end = sequence == last ? plan.last_end : page_count(length);
+    for (bool more = at.begin(problem, plan); more; more = at.next(problem, plan), ++step) {
+        const Ring<CODE_STAGES> codes(step);
+        const int valid = at.valid();
 #pragma unroll 1
-        for (int page = sequence == plan.first ? plan.first_page : 0; page < end; ++page, ++step) {
-            const Ring<CODE_STAGES> codes(step);
-            const Ring<SIDE_STAGES> side(step);
-            const int valid = length - page * PAGE;
-            if (warp == 0) {
-                mbarrier_wait(shared + SIDE_FULL_AT + side.slot * 8, side.parity);
-                turn_scales(shared + SCALES_AT + side.slot * SCALE_BYTES,
-                            shared + FACTORS_AT + side.slot * FACTOR_BYTES, valid, lane);
-                if (lane == 0) mbarrier_arrive(shared + SCALES_FULL_AT + side.slot * 8);
+        for (int c = team; c < QUARTERS; c += TEAMS) {
+            const u32 place = codes.slot * QUARTERS + c;
+            const Ring<VALUE_SLOTS> to(step * QUARTERS + c);
+            mbarrier_wait(shared + CODES_FULL_AT + place * 8, codes.parity);
+            mbarrier_wait(shared + VALUES_EMPTY_AT + to.slot * 8, to.parity ^ 1);
+            const u32 source = shared + CODES_AT + place * QUARTER_BYTES;
+            const u32 target = shared + VALUES_AT + to.slot * QUARTER_BYTES;
+            turn_pieces<FIRST, AT_ONCE>(source, target, valid, lane);
+            if constexpr (AT_ONCE < COUNT) {
+                turn_pieces<FIRST + AT_ONCE, COUNT - AT_ONCE>(source, target, valid, lane);
             }
-#pragma unroll 1
-            for (int c = 0; c < QUARTERS; ++c) {
-                const u32 place = codes.slot * QUARTERS + c;
-                const Ring<VALUE_SLOTS> to(step * QUARTERS + c);
-                mbarrier_wait(shared + CODES_FULL_AT + place * 8, codes.parity);
-                mbarrier_wait(shared + VALUES_EMPTY_AT + to.slot * 8, to.parity ^ 1);
-                const u32 source = shared + CODES_AT + place * QUARTER_BYTES;
-                const u32 target = shared + VALUES_AT + to.slot * QUARTER_BYTES;
-                if (warp == 0) turn_pieces<0, 4>(source, target, valid, lane);
-                if (warp == 1) turn_pieces<4, 6>(source, target, valid, lane);
-                if (warp == 2) turn_pieces<10, 6>(source, target, valid, lane);
-                fence_async_shared();
-                __syncwarp();
-                if (lane == 0) {
-                    mbarrier_arrive(shared + VALUES_FULL_AT + to.slot * 8);
-                    mbarrier_arrive(shared + CODES_EMPTY_AT + place * 8);
-                }
+            fence_async_shared();
+            __syncwarp();
+            if (lane == 0) {
+                mbarrier_arrive(shared + VALUES_FULL_AT + to.slot * 8);
+                mbarrier_arrive(shared + CODES_EMPTY_AT + place * 8);
             }
         }
     }
@@ -301,17 +360,27 @@ DEVICE void split_queries(const Problem& problem, u32 shared, int sequence, int 
     const u16* queries =
         problem.q +
         (static_cast<long long>(sequence) * problem.query_len * problem.heads + tile * TILE) * ROW;
-#pragma unroll 4
-    for (int r = warp; r < TILE; r += CONSUMERS / 32) {
-        const u32 row = BESIDE ? r / 8 * 16 + r % 8 : r;  // of the product
-        uint4 of[2] = {make_uint4(0, 0, 0, 0), make_uint4(0, 0, 0, 0)};
-        u32 rotary = 0;
+    // All that a warp reads is on its way before any of it is used.
+    constexpr int EACH = TILE / (CONSUMERS / 32);
+    uint4 latent[EACH][2];
+    u32 rotary[EACH];
+#pragma unroll
+    for (int n = 0; n < EACH; ++n) {
+        const int r = warp + n * (CONSUMERS / 32);
+        latent[n][0] = latent[n][1] = make_uint4(0, 0, 0, 0);
+        rotary[n] = 0;
         if (r < rows) {
             const u16* from = queries + r * ROW;
-            of[0] = load_once(from + lane * 16);
-            of[1] = load_once(from + lane * 16 + 8);
-            rotary = __ldg(reinterpret_cast<const u32*>(from + LATENT) + lane);
+            latent[n][0] = load_once(from + lane * 16);
+            latent[n][1] = load_once(from + lane * 16 + 8);
+            rotary[n] = __ldg(reinterpret_cast<const u32*>(from + LATENT) + lane);
         }
+    }
+#pragma unroll
+    for (int n = 0; n < EACH; ++n) {
+        const int r = warp + n * (CONSUMERS / 32);
+        const u32 row = BESIDE ? r / 8 * 16 + r % 8 : r;  // of the product
+        const uint4(&of)[2] = latent[n];
         const u32 words[8] = {of[0].x, of[0].y, of[0].z, of[0].w,
                               of[1].x, of[1].y, of[1].z, of[1].w};
         float x[16], largest = 0;
@@ -339,7 +408,7 @@ DEVICE void split_queries(const Problem& problem, u32 shared, int sequence, int 
                      make_uint4(high[0], high[1], high[2], high[3]));
         store_shared(shared + low_at, make_uint4(low[0], low[1], low[2], low[3]));
         store_shared(shared + Q_ROTARY_AT + swizzle128(row * 128 + lane * 4),
-                     static_cast<int>(rotary));
+                     static_cast<int>(rotary[n]));
         if (BESIDE) {
             store_shared(shared + Q_ROTARY_AT + swizzle128((row + 8) * 128 + lane * 4), 0);
         }
@@ -357,7 +426,9 @@ DEVICE void split_queries(const Problem& problem, u32 shared, int sequence, int 
 DEVICE void consume(const Problem& problem, char* shared_pointer, const Plan& plan, int block,
                     int tile, int tiles, int group) {
     const u32 shared = shared_address(shared_pointer);
-    const int thread = threadIdx.x % 128, warp = uniform(thread / 32), lane = thread % 32;
+    u32 number_of_thread[1] = {threadIdx.x};
+    if (BESIDE) registers_pin(number_of_thread);  // else it is asked for again, and waited for
+    const int thread = number_of_thread[0] % 128, warp = uniform(thread / 32), lane = thread % 32;
     const int rows_all = problem.query_len * problem.heads;
     const int rows = min(TILE, rows_all - tile * TILE);
     const int warp_row = warp * 8 * HALVES;  // the warp's first
@@ -406,11 +477,12 @@ DEVICE void consume(const Problem& problem, char* shared_pointer, const Plan& pl
             const u32 keys = shared + CODES_AT + codes.slot * QUARTERS * QUARTER_BYTES;
             const u32 rotary = shared + ROTARY_AT + side.slot * ROTARY_BYTES;
             const u32 scales = shared + SCALES_AT + side.slot * SCALE_BYTES + lane % 4 * 8;
-            constexpr int BUFFERS = BESIDE ? 2 : 1;
-            float products[BUFFERS][32];
-            float s[8][HALVES][2];        // [8 keys][row][key]
-            auto multiply = [&](int j) {  // a quarter, or the rotary columns
-                auto& d = products[j % BUFFERS];
+            // Each quarter is a product of its own, as are the rotary columns, behind them.
+            constexpr int ALL = QUARTERS + 1;
+            float products[SCORES_IN_FLIGHT][PAGE / 2];
+            float s[8][HALVES][2];  // [8 keys][row][key]
+            auto multiply = [&](int j) {
+                auto& d = products[j % SCORES_IN_FLIGHT];
                 if (j < QUARTERS) mbarrier_wait(full + j * 8, codes.parity);
                 registers_pin(d);
                 wgmma_fence();
@@ -419,16 +491,16 @@ DEVICE void consume(const Problem& problem, char* shared_pointer, const Plan& pl
                     const u64 high = matrix_descriptor(shared + HIGH_AT + j * QUARTER_BYTES, 1024);
 #pragma unroll
                     for (int k = 0; k < 4; ++k) {
-                        Wgmma<64, E4M3>::ss(d, descriptor_advance(high, k * 32),
-                                            descriptor_advance(b, k * 32), k > 0);
+                        Wgmma<PAGE, E4M3>::ss(d, descriptor_advance(high, k * 32),
+                                              descriptor_advance(b, k * 32), k > 0);
                     }
                     if (!BESIDE) {
                         const u64 low =
                             matrix_descriptor(shared + LOW_AT + j * QUARTER_BYTES, 1024);
 #pragma unroll
                         for (int k = 0; k < 4; ++k) {
-                            Wgmma<64, E4M3>::ss(d, descriptor_advance(low, k * 32),
-                                                descriptor_advance(b, k * 32), 1);
+                            Wgmma<PAGE, E4M3>::ss(d, descriptor_advance(low, k * 32),
+                                                  descriptor_advance(b, k * 32), 1);
                         }
                     }
                 } else {
@@ -436,29 +508,36 @@ DEVICE void consume(const Problem& problem, char* shared_pointer, const Plan& pl
                     const u64 b = matrix_descriptor(rotary, 1024);
 #pragma unroll
                     for (int k = 0; k < 4; ++k) {
-                        Wgmma<64, BF16>::ss(d, descriptor_advance(a, k * 32),
-                                            descriptor_advance(b, k * 32), k > 0);
+                        Wgmma<PAGE, BF16>::ss(d, descriptor_advance(a, k * 32),
+                                              descriptor_advance(b, k * 32), k > 0);
                     }
                 }
                 wgmma_commit();
             };
-            auto take = [&](int j) {
-                auto& d = products[j % BUFFERS];
+            // Where registers are left the keys' scales are fetched while products run.
+            auto fetch = [&](int j, float2(&of_keys)[8]) {
+#pragma unroll
+                for (int b = 0; b < 8; ++b) {
+                    of_keys[b] = load_shared<float2>(scales + j * PAGE * 4 + b * 32);
+                }
+            };
+            auto take = [&](int j, float2(&of_keys)[8]) {
+                auto& d = products[j % SCORES_IN_FLIGHT];
                 registers_pin(d);
+                if (!BESIDE && j < QUARTERS) fetch(j, of_keys);
                 if (j < QUARTERS) release(empty + j * 8, lane);
 #pragma unroll
                 for (int b = 0; b < 8; ++b) {
-                    float2 scale = make_float2(0, 0);
-                    if (j < QUARTERS) scale = load_shared<float2>(scales + j * PAGE * 4 + b * 32);
+                    const float2 scale = of_keys[b];
 #pragma unroll
-                    for (int i = 0; i < 2 * HALVES; ++i) {
-                        const int h = i / 2, e = i % 2;
+                    for (int m = 0; m < 2 * HALVES; ++m) {
+                        const int h = m / 2, e = m % 2;
                         const float key_scale = e ? scale.y : scale.x;
                         if (j == QUARTERS) {
-                            s[b][h][e] += d[4 * b + i] * up[h];
+                            s[b][h][e] += d[4 * b + m] * up[h];
                         } else {
                             const float product =
-                                BESIDE ? d[4 * b + i] + d[4 * b + 2 + i] : d[4 * b + i];
+                                BESIDE ? d[4 * b + m] + d[4 * b + 2 + m] : d[4 * b + m];
                             if (j == 0) {
                                 s[b][h][e] = product * key_scale;
                             } else {
@@ -468,19 +547,22 @@ DEVICE void consume(const Problem& problem, char* shared_pointer, const Plan& pl
                     }
                 }
             };
-            multiply(0);
-            if (BUFFERS > 1) multiply(1);
+#pragma unroll
+            for (int j = 0; j < SCORES_IN_FLIGHT; ++j) multiply(j);
             mbarrier_wait(shared + SCALES_FULL_AT + side.slot * 8, side.parity);
             mbarrier_wait(shared + SIDE_FULL_AT + side.slot * 8, side.parity);
 #pragma unroll
-            for (int j = 0; j <= QUARTERS; ++j) {
-                if (BUFFERS > 1 && j < QUARTERS) {
-                    wgmma_wait<1>();
+            for (int j = 0; j < ALL; ++j) {
+                constexpr int MOST = SCORES_IN_FLIGHT - 1;
+                float2 of_keys[8];
+                if (BESIDE && j < QUARTERS) fetch(j, of_keys);
+                if (ALL - 1 - j >= MOST) {
+                    wgmma_wait<MOST>();
                 } else {
                     wgmma_wait<0>();
                 }
-                take(j);
-                if (j + BUFFERS <= QUARTERS) multiply(j + BUFFERS);
+                take(j, of_keys);
+                if (j + SCORES_IN_FLIGHT < ALL) multiply(j + SCORES_IN_FLIGHT);
             }
             u32 p[HALVES][8];
             float of_page[HALVES];
@@ -538,19 +620,45 @@ DEVICE void consume(const Problem& problem, char* shared_pointer, const Plan& pl
             const u32 scales = shared + SCALES_AT + side.slot * SCALE_BYTES + lane % 4 * 8;
             const u32 factors = shared + FACTORS_AT + side.slot * FACTOR_BYTES;
             mbarrier_wait(shared + PUBLISHED_AT + side.slot * 8, side.parity);
-            mbarrier_wait(shared + SCALES_FULL_AT + side.slot * 8, side.parity);
+            // Scales are there: who published waited for them. All is fetched before any is used.
+            float of_page[HALVES];
+            uint4 p[2 * HALVES];
+            float2 facts[2];
+            u32 key_factors[2][8];
+            auto fetch = [&](int ci) {
+#pragma unroll
+                for (int i = 0; i < 2; ++i) {
+                    const uint4 four = load_shared<uint4>(factors + (group * 2 + ci) * 128 +
+                                                          lane % 4 * 32 + i * 16);
+                    key_factors[ci][4 * i] = four.x, key_factors[ci][4 * i + 1] = four.y;
+                    key_factors[ci][4 * i + 2] = four.z, key_factors[ci][4 * i + 3] = four.w;
+                }
+            };
+#pragma unroll
+            for (int h = 0; h < HALVES; ++h) {
+                of_page[h] = load_shared(shared + MAXIMA_AT + side.slot * 256 + row[h] * 4);
+            }
+#pragma unroll
+            for (int ci = 0; ci < 2; ++ci) {
+                facts[ci] =
+                    load_shared<float2>(factors + PAGE * QUARTERS * 2 + (group * 2 + ci) * 8);
+            }
+#pragma unroll
+            for (int i = 0; i < 2 * HALVES; ++i) p[i] = load_shared<uint4>(weights + i * 2048);
+            fetch(0);
+            if (BESIDE) fetch(1);  // else registers are dear
+
             float weight[HALVES], old[HALVES];
             bool larger = false;
 #pragma unroll
             for (int h = 0; h < HALVES; ++h) {
-                const float of_page =
-                    load_shared(shared + MAXIMA_AT + side.slot * 256 + row[h] * 4);
                 const float before = reference[h];
-                reference[h] = fmaxf(before, of_page);
-                const float base = reference[h] == -infinity() ? 0 : reference[h];
-                old[h] = exp2_fast(before - base);
-                weight[h] = exp2_fast(of_page - base);
-                larger = larger || old[h] != 1;
+                const bool exceeds = of_page[h] > before + LAZY_BITS;
+                reference[h] = exceeds ? of_page[h] : before;
+                old[h] = exceeds ? exp2_fast(before - of_page[h]) : 1;
+                weight[h] =
+                    exp2_fast(of_page[h] - (reference[h] == -infinity() ? 0 : reference[h]));
+                larger = larger || exceeds;
             }
             if (__any_sync(0xffffffffu, larger)) {
 #pragma unroll
@@ -559,83 +667,118 @@ DEVICE void consume(const Problem& problem, char* shared_pointer, const Plan& pl
                         old[BESIDE ? 0 : i / 2 % 2];
                 }
             }
+            // Of a quarter: the largest scale's power of two, the count of groups of scales, and
+            // the place of its values.
+            int exponents[2], groups[2];
+            Ring<VALUE_SLOTS> from[2] = {Ring<VALUE_SLOTS>(number * QUARTERS + group * 2),
+                                         Ring<VALUE_SLOTS>(number * QUARTERS + group * 2 + 1)};
 #pragma unroll
             for (int ci = 0; ci < 2; ++ci) {
-                const int c = group * 2 + ci;
-                const float2 facts = load_shared<float2>(factors + PAGE * QUARTERS * 2 + c * 8);
-                const int groups = uniform(__float_as_int(facts.y));
-                const int exponent = exponent_of(facts.x) - 1;
-                const Ring<VALUE_SLOTS> from(number * QUARTERS + c);
-                const u32 tile_at = shared + VALUES_AT + from.slot * QUARTER_BYTES;
-                for (int scale_group = 0; scale_group < groups; ++scale_group) {
-                    u32 key_factors[8];
+                exponents[ci] = exponent_of(facts[ci].x) - 1;
+                groups[ci] = uniform(__float_as_int(facts[ci].y));
+            }
+            // Weights times a group's scales as two e4m3 numbers, 16 keys each.
+            auto weigh = [&](int ci, int scale_group, u32(&high)[4][HALVES], u32(&low)[4][HALVES]) {
+                if (scale_group > 0) {
+                    const float down = power(253 - exponents[ci] + (scale_group << GROUP_BITS));
 #pragma unroll
-                    for (int i = 0; i < 2; ++i) {
-                        const uint4 four =
-                            load_shared<uint4>(factors + c * 128 + lane % 4 * 32 + i * 16);
-                        key_factors[4 * i] = four.x, key_factors[4 * i + 1] = four.y;
-                        key_factors[4 * i + 2] = four.z, key_factors[4 * i + 3] = four.w;
+                    for (int b = 0; b < 8; ++b) {
+                        const float2 two =
+                            load_shared<float2>(scales + (group * 2 + ci) * PAGE * 4 + b * 32);
+                        const bool x = group_of(two.x, exponents[ci]) == scale_group;
+                        const bool y = group_of(two.y, exponents[ci]) == scale_group;
+                        key_factors[ci][b] =
+                            pack<F16>(x ? two.x * down : 0.0f, y ? two.y * down : 0.0f);
                     }
-                    if (scale_group > 0) {
-                        const float down = power(253 - exponent + (scale_group << GROUP_BITS));
+                }
 #pragma unroll
-                        for (int b = 0; b < 8; ++b) {
-                            const float2 two = load_shared<float2>(scales + c * PAGE * 4 + b * 32);
-                            key_factors[b] = pack<F16>(
-                                group_of(two.x, exponent) == scale_group ? two.x * down : 0.0f,
-                                group_of(two.y, exponent) == scale_group ? two.y * down : 0.0f);
-                        }
-                    }
-                    u32 high[4][HALVES], low[4][HALVES];  // 16 keys each
+                for (int i = 0; i < 2 * HALVES; ++i) {
+                    const int b = i % 2 * 4, k = i % 2 * 2, h = i / 2;
+                    high_and_low(mul_f16x2(p[i].x, key_factors[ci][b]),
+                                 mul_f16x2(p[i].y, key_factors[ci][b + 1]), high[k][h], low[k][h]);
+                    high_and_low(mul_f16x2(p[i].z, key_factors[ci][b + 2]),
+                                 mul_f16x2(p[i].w, key_factors[ci][b + 3]), high[k + 1][h],
+                                 low[k + 1][h]);
+                }
+            };
+            auto multiply = [&](float(&d)[WIDTH / 2], int ci, int piece, u32(&high)[4][HALVES],
+                                u32(&low)[4][HALVES]) {
+                const u64 b = matrix_descriptor<Swizzle::BYTES_64>(
+                    shared + VALUES_AT + from[ci].slot * QUARTER_BYTES + piece * WIDTH * PAGE, 512);
+                registers_pin(d);
+                wgmma_fence();
 #pragma unroll
-                    for (int i = 0; i < 2 * HALVES; ++i) {
-                        const uint4 four = load_shared<uint4>(weights + i * 2048);
-                        const int b = i % 2 * 4, k = i % 2 * 2, h = i / 2;
-                        high_and_low(mul_f16x2(four.x, key_factors[b]),
-                                     mul_f16x2(four.y, key_factors[b + 1]), high[k][h], low[k][h]);
-                        high_and_low(mul_f16x2(four.z, key_factors[b + 2]),
-                                     mul_f16x2(four.w, key_factors[b + 3]), high[k + 1][h],
-                                     low[k + 1][h]);
+                for (int k = 0; k < 4; k += 2) {
+                    const u64 at = descriptor_advance(b, k * 16);
+                    if constexpr (BESIDE) {
+                        Wgmma<WIDTH, E4M3>::rs(d, high[k][0], low[k][0], high[k + 1][0],
+                                               low[k + 1][0], at, k > 0);
+                    } else {
+                        Wgmma<WIDTH, E4M3>::rs(d, high[k][0], high[k][1], high[k + 1][0],
+                                               high[k + 1][1], at, k > 0);
+                        Wgmma<WIDTH, E4M3>::rs(d, low[k][0], low[k][1], low[k + 1][0],
+                                               low[k + 1][1], at, 1);
                     }
-                    const bool over = scale_group == groups - 1;
-                    if (ci == 1 && over) release(shared + SIDE_EMPTY_AT + side.slot * 8, lane);
-                    const float factor = power(exponent + 1 - (scale_group << GROUP_BITS));
-                    mbarrier_wait(shared + VALUES_FULL_AT + from.slot * 8, from.parity);
+                }
+                wgmma_commit();
+            };
+            auto add = [&](float(&d)[WIDTH / 2], int ci, int piece, int scale_group) {
+                const float factor = power(exponents[ci] + 1 - (scale_group << GROUP_BITS));
+                registers_pin(d);
+#pragma unroll
+                for (int i = 0; i < EACH; ++i) {
+                    const float product =
+                        BESIDE ? d[i / 2 * 4 + i % 2] + d[i / 2 * 4 + 2 + i % 2] : d[i];
+                    o[ci][piece][i] += product * (weight[BESIDE ? 0 : i / 2 % 2] * factor);
+                }
+            };
+            auto arrived = [&](int ci) {
+                mbarrier_wait(shared + VALUES_FULL_AT + from[ci].slot * 8, from[ci].parity);
+            };
+            auto read = [&](int ci) {
+                release(shared + VALUES_EMPTY_AT + from[ci].slot * 8, lane);
+            };
+
+            if (groups[0] == 1 && groups[1] == 1) {
+                // While the first product runs, the second quarter's weights are made.
+                u32 high[2][4][HALVES], low[2][4][HALVES];
+                float d[WIDTH / 2];
+                weigh(0, 0, high[0], low[0]);
+                arrived(0);
+                multiply(d, 0, 0, high[0], low[0]);
+                if (!BESIDE) fetch(1);
+                weigh(1, 0, high[1], low[1]);
+                release(shared + SIDE_EMPTY_AT + side.slot * 8, lane);
+#pragma unroll
+                for (int i = 0; i < 2 * PIECES; ++i) {
+                    const int ci = i / PIECES, piece = i % PIECES;
+                    if (i == PIECES) arrived(1);
+                    if (i > 0) multiply(d, ci, piece, high[ci], low[ci]);
+                    wgmma_wait<0>();
+                    add(d, ci, piece, 0);
+                    if (piece == PIECES - 1) read(ci);
+                }
+                return;
+            }
+#pragma unroll
+            for (int ci = 0; ci < 2; ++ci) {
+                if (!BESIDE && ci == 1) fetch(1);
+                arrived(ci);
+#pragma unroll 1
+                for (int scale_group = 0; scale_group < groups[ci]; ++scale_group) {
+                    u32 high[4][HALVES], low[4][HALVES];
+                    weigh(ci, scale_group, high, low);
 #pragma unroll
                     for (int piece = 0; piece < PIECES; ++piece) {
                         float d[WIDTH / 2];
-                        const u64 b = matrix_descriptor<Swizzle::BYTES_64>(
-                            tile_at + piece * WIDTH * PAGE, 512);
-                        registers_pin(d);
-                        wgmma_fence();
-#pragma unroll
-                        for (int k = 0; k < 4; k += 2) {
-                            const u64 at = descriptor_advance(b, k * 16);
-                            if constexpr (BESIDE) {
-                                Wgmma<WIDTH, E4M3>::rs(d, high[k][0], low[k][0], high[k + 1][0],
-                                                       low[k + 1][0], at, k > 0);
-                            } else {
-                                Wgmma<WIDTH, E4M3>::rs(d, high[k][0], high[k][1], high[k + 1][0],
-                                                       high[k + 1][1], at, k > 0);
-                                Wgmma<WIDTH, E4M3>::rs(d, low[k][0], low[k][1], low[k + 1][0],
-                                                       low[k + 1][1], at, 1);
-                            }
-                        }
-                        wgmma_commit();
+                        multiply(d, ci, piece, high, low);
                         wgmma_wait<0>();
-                        registers_pin(d);
-                        if (piece == PIECES - 1 && over) {
-                            release(shared + VALUES_EMPTY_AT + from.slot * 8, lane);
-                        }
-#pragma unroll
-                        for (int i = 0; i < EACH; ++i) {
-                            const float product =
-                                BESIDE ? d[i / 2 * 4 + i % 2] + d[i / 2 * 4 + 2 + i % 2] : d[i];
-                            o[ci][piece][i] += product * (weight[BESIDE ? 0 : i / 2 % 2] * factor);
-                        }
+                        add(d, ci, piece, scale_group);
                     }
                 }
+                read(ci);
             }
+            release(shared + SIDE_EMPTY_AT + side.slot * 8, lane);
         };
 
         const int count = end - begin;
@@ -815,10 +958,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
         tensor_map_prefetch(&rotary_map);
         for (int i = 0; i < CODE_STAGES * QUARTERS; ++i) {
             mbarrier_init(shared + CODES_FULL_AT + i * 8, 1);
-            mbarrier_init(shared + CODES_EMPTY_AT + i * 8, 4 + TURNERS);
+            mbarrier_init(shared + CODES_EMPTY_AT + i * 8, 4 + TEAM);
         }
         for (int i = 0; i < VALUE_SLOTS; ++i) {
-            mbarrier_init(shared + VALUES_FULL_AT + i * 8, TURNERS);
+            mbarrier_init(shared + VALUES_FULL_AT + i * 8, TEAM);
             mbarrier_init(shared + VALUES_EMPTY_AT + i * 8, 4);
         }
         for (int i = 0; i < SIDE_STAGES; ++i) {
@@ -833,16 +976,21 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     const Plan& mine = *plan;  // read where it is needed: registers are dear
 
     if (warp >= 8) {
-        registers_release<56>();
+        registers_release<256 - CONSUMER_REGISTERS>();
         const int lane = threadIdx.x % 32;
         if (warp == 8) {
             produce(problem, &codes_map, &scales_map, &rotary_map, shared, mine, tiles, lane);
             watch(problem, mine, tile, tiles, lane);
+        } else if (warp == 9) {
+            turn_all_scales(problem, shared, mine, lane);
         } else {
-            turn(problem, shared, mine, warp - 9, lane);
+            const int team = (warp - 10) / TEAM, member = (warp - 10) % TEAM;
+            if (member == 0) turn_quarters<0, 6>(problem, shared, mine, team, lane);
+            if (member == 1) turn_quarters<6, 5>(problem, shared, mine, team, lane);
+            if (member == 2) turn_quarters<11, 5>(problem, shared, mine, team, lane);
         }
     } else {
-        registers_claim<224>();
+        registers_claim<CONSUMER_REGISTERS>();
         consume(problem, shared_pointer, mine, block, tile, tiles, warp / 4);
     }
 }

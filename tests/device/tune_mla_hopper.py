@@ -37,7 +37,7 @@ SHAPES = (
 )  # fmt: skip
 DEFAULT = {
     "bf16": ("FIRST=0", "LAZY=0", "LAZY=8"),
-    "fp8": ("CODE_STAGES=2", "VALUE_SLOTS=6", "SIDE_STAGES=2", "WIDTH=64", "START_COST=6"),
+    "fp8": ("CODE_STAGES=2", "VALUE_SLOTS=4", "SIDE_LEAD=0", "WIDTH=64", "START_COST=6"),
 }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import pathlib
+import re
 from collections.abc import Callable
 from unittest import mock
 
@@ -141,9 +142,12 @@ def test_every_code_of_an_fp8_cache(scales: tuple[float, ...]) -> None:
 
 
 @pytest.mark.parametrize("mode", emulator.MODES)
-def test_fewest_buffers_with_fp8(mode: str) -> None:
-    call = Call(2, 12, [450, 100], fp8=True, seed=9)
-    (out,) = call.run(2, mode, CODE_STAGES=2, SIDE_STAGES=2, VALUE_SLOTS=4)
+@pytest.mark.parametrize("heads", [12, 20])
+@pytest.mark.parametrize("lead", [0, 1])
+def test_fewest_buffers_with_fp8(lead: int, heads: int, mode: str) -> None:
+    call = Call(2, heads, [450, 100], fp8=True, seed=9)
+    few = {"CODE_STAGES": 2, "SIDE_STAGES": 2, "VALUE_SLOTS": 4, "SIDE_LEAD": lead}
+    (out,) = call.run(2, mode, **few)
     assert call.error(out) < BOUND[True]
 
 
@@ -510,60 +514,167 @@ def test_a_seeded_defect_is_seen(right: str, wrong: str, tmp_path: pathlib.Path)
     assert not error < BOUND[False]
 
 
-# With 12 heads halves lie beside each other in a product, with 20 they do not.
+# With 12 heads halves lie beside each other in a product, with 20 they do not. What is said of each
+# is how it shows: numbers that are wrong, or what the emulator refuses.
+WRONG = "wrong numbers"
+CODES_EMPTY = "mbarrier_arrive(shared + CODES_EMPTY_AT + place * 8);"
+VALUES_EMPTY = "mbarrier_wait(shared + VALUES_EMPTY_AT + to.slot * 8, to.parity ^ 1);"
+PUBLISHED = "mbarrier_wait(shared + PUBLISHED_AT + side.slot * 8, side.parity);"
+UNFENCED = "a matrix product or copy reads what thread"
+OVERWRITTEN = "overwritten while a matrix product that reads it was not waited for"
+AGAIN = "more arrivals at an mbarrier than its count"
+
+
 @pytest.mark.parametrize(
-    ("heads", "right", "wrong", "tuning"),
+    ("heads", "edits", "tuning", "shows"),
     [
         # Values and queries are read that were written by ordinary stores and nobody fenced.
-        (20, "                fence_async_shared();\n                __syncwarp();",
-         "                __syncwarp();", {}),
-        (12, "    fence_async_shared();\n    barrier_wait(BOTH, CONSUMERS);\n}",
-         "    barrier_wait(BOTH, CONSUMERS);\n}", {}),
+        (20, [("            fence_async_shared();\n            __syncwarp();",
+               "            __syncwarp();")], {}, UNFENCED),
+        (12, [("    fence_async_shared();\n    barrier_wait(BOTH, CONSUMERS);\n}",
+               "    barrier_wait(BOTH, CONSUMERS);\n}")], {}, UNFENCED),
         # Buffers are filled anew while they are read.
-        (20, "mbarrier_wait(shared + CODES_EMPTY_AT + place * 8, codes.parity ^ 1);", "", {}),
-        (12, "mbarrier_wait(shared + VALUES_EMPTY_AT + to.slot * 8, to.parity ^ 1);", "",
-         {"VALUE_SLOTS": 4}),
-        (12, "mbarrier_wait(shared + SIDE_EMPTY_AT + side.slot * 8, side.parity ^ 1);", "", {}),
+        (20, [("mbarrier_wait(shared + CODES_EMPTY_AT + place * 8, codes.parity ^ 1);", "")],
+         {}, AGAIN),
+        (12, [(VALUES_EMPTY, "")], {"VALUE_SLOTS": 4}, f"{UNFENCED}|{OVERWRITTEN}"),
+        (12, [("mbarrier_wait(shared + SIDE_EMPTY_AT + side.slot * 8, side.parity ^ 1);", "")],
+         {"SIDE_STAGES": 2}, AGAIN),
         # P is read before it is there.
-        (20, "mbarrier_wait(shared + PUBLISHED_AT + side.slot * 8, side.parity);", "", {}),
+        (20, [(PUBLISHED, "")],
+         {}, WRONG),
         # P overwrites rotary columns that another warp still multiplies.
-        (12, "barrier_wait(OWN + group, 128);", "", {}),
+        (12, [("barrier_wait(OWN + group, 128);", "")], {}, OVERWRITTEN),
         # Rows beyond the length are left in the values; a row sees one key too many.
-        (20, "if (valid < PAGE) {", "if (false) {", {}),
-        (12, "if (key >= limit)", "if (key > limit)", {}),
+        (20, [("if (valid < PAGE) {", "if (false) {")], {}, WRONG),
+        (12, [("if (key >= limit)", "if (key > limit)")], {}, WRONG),
         # What the first four bits leave out is lost, of queries and of weights.
-        (20, "low = pack_e4m3(x0 - h0, x1 - h1, x2 - h2, x3 - h3);", "low = 0;", {}),
-        (12, "low = halves_to_e4m3(sub_f16x2(x01, h01), sub_f16x2(x23, h23));", "low = 0;", {}),
-        # O is not brought to a larger maximum; keys in another order than weights.
-        (20, "if (__any_sync(0xffffffffu, larger)) {", "if (false) {", {}),
-        (12, "permute_bytes(x[0], x[1], 0x6420)", "permute_bytes(x[0], x[1], 0x6240)", {}),
+        (20, [("low = pack_e4m3(x0 - h0, x1 - h1, x2 - h2, x3 - h3);", "low = 0;")], {}, WRONG),
+        (12, [("low = halves_to_e4m3(sub_f16x2(x01, h01), sub_f16x2(x23, h23));", "low = 0;")],
+         {}, WRONG),
+        # Keys in another order than weights.
+        (12, [("permute_bytes(x[0], x[1], 0x6420)", "permute_bytes(x[0], x[1], 0x6240)")],
+         {}, WRONG),
+        # A page's side is asked for ahead: that of the codes' page comes in its place; or so far
+        # ahead that its stage waits for scores whose codes were not asked for.
+        (12, [("bring_side(side_step, ahead.id);", "bring_side(side_step, walk.id);")], {}, WRONG),
+        (20, [("side_step <= step + SIDE_LEAD;", "side_step <= step + SIDE_STAGES;")],
+         {"SIDE_STAGES": 2}, "deadlock"),
+        # Both teams turn the same quarters; a quarter is announced by the first of its team; one of
+        # the team leaves a piece out.
+        (12, [("int c = team; c < QUARTERS", "int c = 0; c < QUARTERS")], {}, UNFENCED),
+        (20, [("mbarrier_init(shared + VALUES_FULL_AT + i * 8, TEAM);",
+               "mbarrier_init(shared + VALUES_FULL_AT + i * 8, 1);")], {}, UNFENCED),
+        (12, [("turn_quarters<11, 5>", "turn_quarters<11, 4>")], {}, WRONG),
+        # Scales are read before they are turned, or turned before they have landed.
+        (12, [("mbarrier_wait(shared + SCALES_FULL_AT + side.slot * 8, side.parity);", "")],
+         {}, WRONG),
+        (20, [("        const Ring<SIDE_STAGES> side(step);\n"
+               "        mbarrier_wait(shared + SIDE_FULL_AT + side.slot * 8, side.parity);\n",
+               "        const Ring<SIDE_STAGES> side(step);\n")], {}, "deadlock"),
+        # Scales behind the sequence's end, which may be anything, count.
+        (12, [("if (2 * lane < valid) two.x", "two.x"),
+              ("if (2 * lane + 1 < valid) two.y", "two.y")], {}, WRONG),
+        # Released too early: codes before they are turned, a side by the first warpgroup that has
+        # read it, values before their weights are there (a
+        # slot is then filled twice before it is waited for, which its parity does not tell).
+        (20, [(CODES_EMPTY, ""),
+              (VALUES_EMPTY, "if (lane == 0) " + CODES_EMPTY + VALUES_EMPTY)],
+         {"VALUE_SLOTS": 4}, WRONG),
+        (12, [("mbarrier_init(shared + SIDE_EMPTY_AT + i * 8, 8);",
+               "mbarrier_init(shared + SIDE_EMPTY_AT + i * 8, 4);")], {"SIDE_STAGES": 2}, WRONG),
+        (12, [("if (piece == PIECES - 1) read(ci);", ""),
+              (PUBLISHED, "for (u32 c = group * 2; c < group * 2 + 2; ++c) release(shared + "
+               "VALUES_EMPTY_AT + Ring<VALUE_SLOTS>(number * QUARTERS + c).slot * 8, lane);"
+               + PUBLISHED)],
+         {"VALUE_SLOTS": 4}, "deadlock"),
+        # The products of a page are added once a product has been given, not once it is done.
+        (20, [("                    wgmma_wait<0>();\n                    add(d, ci, piece, 0);",
+               "                    add(d, ci, piece, 0);\n                    wgmma_wait<0>();")],
+         {}, WRONG),
     ],
     ids=[
         "values_unfenced", "queries_unfenced", "early_codes", "early_values", "early_side",
         "early_weights", "early_overwrite", "unclear_rows", "mask", "queries_rounded",
-        "weights_rounded", "no_rescaling", "keys_swapped",
+        "weights_rounded", "keys_swapped", "side_of_another_page",
+        "sides_too_far_ahead", "teams_alike", "one_announces", "piece_left_out", "scales_unturned",
+        "scales_not_landed", "unclear_scales", "codes_released", "side_released",
+        "values_released", "product_not_awaited",
     ],
 )  # fmt: skip
 def test_a_defect_with_fp8_is_seen(
-    heads: int, right: str, wrong: str, tuning: dict[str, int], tmp_path: pathlib.Path
+    heads: int,
+    edits: list[tuple[str, str]],
+    tuning: dict[str, int],
+    shows: str,
+    tmp_path: pathlib.Path,
 ) -> None:
-    call = Call(2, heads, [450, 100], fp8=True, seed=9)
+    call = Call(2, heads, [900, 100], fp8=True, seed=9)
+    seen = outcomes(call, edits, tuning, shows, tmp_path)
+    assert re.search(shows, seen[-1] if seen else ""), f"wanted {shows}, saw {seen}"
+
+
+def outcomes(
+    call: Call, edits: list[tuple[str, str]], tuning: dict[str, int], until: str, at: pathlib.Path
+) -> list[str]:
+    """How an edited kernel fails in several orders of events, up to the first one ``until``."""
     source = device_code.path(torch_hopper.FP8_SOURCE)
     for other in (source, *source.parent.glob("*.cuh")):
         text = other.read_text()
         if other == source:
-            assert text.count(right) == 1, "the defect's place is gone: write it anew"
-            text = text.replace(right, wrong)
-        (tmp_path / other.name).write_text(text)
-    with mock.patch.object(device_code, "path", return_value=tmp_path / source.name):
+            for right, wrong in edits:
+                assert text.count(right) == 1, "the defect's place is gone: write it anew"
+                text = text.replace(right, wrong)
+        (at / other.name).write_text(text)
+    seen: list[str] = []
+    with mock.patch.object(device_code, "path", return_value=at / source.name):
         emulator._library.cache_clear()
         try:
             for mode, seed in (("late", 0), ("early", 0), ("drawn", 1), ("drawn", 2)):
-                (out,) = call.run(2, mode, seed, **tuning)
-                if not call.error(out) < BOUND[True]:  # NaN counts
-                    return
-        except emulator.EmulationError:
-            return
+                try:
+                    (out,) = call.run(2, mode, seed, **tuning)
+                except emulator.EmulationError as error:
+                    seen.append(str(error))
+                else:
+                    if not call.error(out) < BOUND[True]:  # NaN counts
+                        seen.append(WRONG)
+                if seen and re.search(until, seen[-1]):
+                    break
         finally:
             emulator._library.cache_clear()
-    raise AssertionError("nothing was noticed")
+    return seen
+
+
+def test_o_is_brought_to_a_larger_maximum_with_fp8(tmp_path: pathlib.Path) -> None:
+    """Scores so large that a later page's maximum exceeds the first's by more than 2^8."""
+    call = Call(2, 20, [900, 100], fp8=True, seed=9)
+    call.q *= 8
+    (out,) = call.run(2)
+    assert call.error(out) < BOUND[True]
+    edit = ("if (__any_sync(0xffffffffu, larger)) {", "if (false) {")
+    assert WRONG in outcomes(call, [edit], {}, WRONG, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("heads", "tuning", "said"),
+    [
+        # A slot's turns would be two teams', and a barrier's parity cannot tell two turns behind
+        # from none: the card hangs, where the emulator may not.
+        (16, {"VALUE_SLOTS": 5}, "turns that two teams share"),
+        (64, {"VALUE_SLOTS": 5}, "turns that two teams share"),
+        (16, {"VALUE_SLOTS": 2}, "a deadlock"),
+        (16, {"CODE_STAGES": 1}, "a deadlock"),
+        (16, {"SIDE_STAGES": 1}, "a deadlock"),
+        (16, {"SIDE_STAGES": 2, "SIDE_LEAD": 2}, "a deadlock"),
+        (64, {"WIDTH": 256}, "a quarter is a whole number of products"),
+        (16, {"WIDTH": 96}, "a quarter is a whole number of products"),
+        (16, {"CODE_STAGES": 4}, "more shared memory than a block can have"),
+        (64, {"VALUE_SLOTS": 8}, "more shared memory than a block can have"),
+    ],
+    ids=str,
+)
+def test_switches_that_do_not_fit_do_not_compile(
+    heads: int, tuning: dict[str, int], said: str
+) -> None:
+    call = Call(1, heads, [64], fp8=True)
+    with pytest.raises(emulator.EmulationError, match=f"static assertion failed: {said}"):
+        call.run(1, **tuning)
